@@ -1,0 +1,1423 @@
+/*
+ * call.c
+ *		A local function as an operation of a step.
+ *
+ * This file owns the boundary between the engine and user code: each operation
+ * runs in a subtransaction of its own, as the saga's role, and nothing of it
+ * but its writes and its result gets out.
+ *
+ * The call.  An operation is an expression, to_jsonb(function($1, $2, ...)),
+ * planned and initialized as the executor would do it for a query of the role:
+ * so privileges, STRICT, defaults, SET clauses and SECURITY DEFINER are as in
+ * a query.  It is prepared once per transaction and operation of a definition
+ * and thrown away after an error, or when what it was made of was changed.
+ * Whatever may run user code (looking up the function, planning, defaults,
+ * converting arguments and result, deferred triggers, closing cursors) happens
+ * inside the subtransaction, under the timeout, within a nest level of settings.
+ *
+ * The timeout.  A timer of our own sets a flag and cancels the query.  The flag
+ * decides, whatever the function made of the error: user code may swallow a
+ * cancel, but then the subtransaction is rolled back all the same.  In a batch
+ * the timer ticks, to see the end of the batch's time and waits for locks.  It
+ * is disarmed, and a cancel of ours that nobody took is cleared, before the
+ * subtransaction ends: the engine's statements and the commit never see one.
+ * saga.fail() and saga.retry_later() set a flag in the same way.  Of two flags
+ * the first one counts.
+ *
+ * Nothing here outlives the process, so nothing needs to survive its death:
+ * what the operation did is gone with the transaction.
+ */
+#include "postgres.h"
+
+#include "access/htup_details.h"
+#include "access/tupdesc.h"
+#include "access/xact.h"
+#include "catalog/namespace.h"
+#include "catalog/pg_proc.h"
+#include "catalog/pg_type.h"
+#include "commands/prepare.h"
+#include "commands/sequence.h"
+#include "commands/trigger.h"
+#include "common/int.h"
+#include "executor/executor.h"
+#include "executor/spi.h"
+#include "fmgr.h"
+#include "funcapi.h"
+#include "mb/pg_wchar.h"
+#include "miscadmin.h"
+#include "nodes/makefuncs.h"
+#include "parser/parse_collate.h"
+#include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/proc.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/inval.h"
+#include "utils/lsyscache.h"
+#include "utils/memutils.h"
+#include "utils/numeric.h"
+#include "utils/portal.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
+
+#include "call.h"
+#include "errcodes.h"
+#include "guc.h"
+#include "owner.h"
+
+/* In a batch the timer looks around so often, in milliseconds, ... */
+#define BATCH_TICK	10
+/* ... and a wait for a lock may last so long, in microseconds. */
+#define BATCH_LOCK_WAIT	10000
+
+/* A cancel that was swallowed is repeated so often, in milliseconds. */
+#define CANCEL_AGAIN	50
+
+/* A worker whose step swallows cancels for so long, in microseconds, ends. */
+#define SWALLOW_GRACE	(5 * USECS_PER_SEC)
+
+/* The most bytes that are kept of each text of an error. */
+#define MAX_ERROR_TEXT	10000
+
+/* The longest pause that saga.retry_later() may ask for: ten years. */
+#define MAX_LATER_DAYS	3653
+
+#define CALL_BUCKETS	64
+
+/* How a parameter's value becomes a Datum. */
+typedef enum Conversion
+{
+	CONVERSION_JSONB,			/* as it is */
+	CONVERSION_TEXT,			/* strings as they are, others by their text */
+	CONVERSION_INPUT,			/* by the type's input function */
+	CONVERSION_RECORD			/* by jsonb_to_record(): domains, composite
+								 * types, arrays, json */
+} Conversion;
+
+/* A parameter of a function that takes its arguments by name. */
+typedef struct Parameter
+{
+	const char *name;
+	int			namelen;
+	Oid			type;
+	bool		has_default;
+	int			step;			/* named like this earlier step, or -1 */
+	Conversion	conversion;
+	FmgrInfo	function;		/* the input function, or jsonb_to_record() */
+	Oid			ioparam;
+	FunctionCallInfo fcinfo;	/* RECORD only, as are the next two */
+	TupleDesc	desc;			/* of one column, the parameter */
+	ReturnSetInfo rsinfo;
+} Parameter;
+
+/* The expression for one choice of parameters that are left to defaults. */
+typedef struct Variant
+{
+	struct Variant *next;
+	uint64		omitted[(FUNC_MAX_ARGS + 63) / 64];
+	ExprState  *state;
+} Variant;
+
+/* An operation of a definition, prepared for this transaction. */
+typedef struct PreparedCall
+{
+	struct PreparedCall *next;	/* in its bucket */
+	int32		definition;
+	int			step;
+	SagaOperation operation;
+	Oid			role;
+	MemoryContext context;		/* all of it is here */
+	Oid			function;
+	Oid			result_type;
+	bool		takes_context;
+	int			nparams;
+	Parameter  *params;			/* unused if takes_context */
+	ParamListInfo values;
+	EState	   *estate;
+	ExprContext *econtext;
+	Variant    *variants;		/* nearly always one */
+} PreparedCall;
+
+/* What the operation said of itself. */
+typedef enum Control
+{
+	CONTROL_NONE,
+	CONTROL_FAIL,
+	CONTROL_LATER
+} Control;
+
+/* What the timer said of the operation. */
+typedef enum TimerVerdict
+{
+	TIMER_QUIET,
+	TIMER_STEP,					/* the step's timeout */
+	TIMER_BATCH,				/* the batch's time is over */
+	TIMER_LOCK					/* waits for a lock, in a batch */
+} TimerVerdict;
+
+/* The operation that is running; operations do not nest. */
+typedef struct RunningOperation
+{
+	const SagaCallRequest *request; /* NULL = none */
+	MemoryContext report_context;
+	PreparedCall *call;
+	const char *parameter;		/* whose value is being converted */
+	bool		transactional;
+	bool		notify;
+	Control		control;
+	const char *reason;			/* of "control", in report_context */
+	const char *detail;
+	int64		delay;
+	int64		limit;			/* in force, microseconds; 0 = none */
+	bool		limit_is_role;	/* it is the role's statement_timeout */
+} RunningOperation;
+
+/* What the signal handler knows. */
+typedef struct CallTimer
+{
+	TimeoutId	id;				/* registered if not 0 */
+	bool		armed;
+	bool		in_batch;
+	bool		may_die;		/* in a worker of ours */
+	TimestampTz step_end;
+	TimestampTz batch_end;
+	TimestampTz swallowed_at;	/* when a cancel was first seen to be; or 0 */
+	TimerVerdict verdict;
+} CallTimer;
+
+/* What has to be the same after the operation. */
+typedef struct SessionState
+{
+	MemoryContext memory;
+	ResourceOwner owner;
+	int			level;			/* of transactions */
+	int			xact_flags;
+	int			isolation;
+	Oid			user;
+	int			security_context;
+	Oid			outer_user;
+	Oid			session_user;
+	TimestampTz statement_timeout_at;	/* the caller's; 0 = not active */
+} SessionState;
+
+static RunningOperation running;
+static volatile CallTimer timer;
+
+/* Prepared calls, in a context that goes with the transaction. */
+static MemoryContext calls_context = NULL;
+static PreparedCall *calls[CALL_BUCKETS];
+static volatile bool calls_stale = false;
+
+/* Did an operation use temporary objects since the session was cleaned? */
+static bool temporary_used = false;
+
+PG_FUNCTION_INFO_V1(saga_fail);
+PG_FUNCTION_INFO_V1(saga_fail_jsonb);
+PG_FUNCTION_INFO_V1(saga_retry_later);
+
+/* ---- the timer -------------------------------------------------------- */
+
+/* In the signal handler: does the operation wait for a lock of somebody? */
+static bool
+waits_for_lock(TimestampTz now)
+{
+	LOCK	   *lock = MyProc->waitLock;
+	TimestampTz since;
+
+	/* Extending a table is no business of other transactions. */
+	if (lock == NULL || lock->tag.locktag_type == LOCKTAG_RELATION_EXTEND)
+		return false;
+	since = (TimestampTz) pg_atomic_read_u64(&MyProc->waitStart);
+	return since != 0 && now - since >= BATCH_LOCK_WAIT;
+}
+
+/* In the signal handler: what is there to say of the operation now? */
+static TimerVerdict
+judge_time(TimestampTz now)
+{
+	if (now >= timer.step_end &&
+		(!timer.in_batch || timer.step_end <= timer.batch_end))
+		return TIMER_STEP;
+	if (!timer.in_batch)
+		return TIMER_QUIET;
+	if (now >= timer.batch_end)
+		return TIMER_BATCH;
+	return waits_for_lock(now) ? TIMER_LOCK : TIMER_QUIET;
+}
+
+/* The timer's handler, called in a signal handler. */
+static void
+handle_timer(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (!timer.armed)
+		return;
+	if (timer.verdict == TIMER_QUIET)
+	{
+		timer.verdict = judge_time(now);
+		if (timer.verdict == TIMER_QUIET)
+			return;
+	}
+	else if (!QueryCancelPending)
+	{
+		/*
+		 * The cancel was taken, and still the operation runs: user code
+		 * swallows it.  Code that does not look at interrupts is not meant:
+		 * ending the process would not stop it either.
+		 */
+		if (timer.swallowed_at == 0)
+			timer.swallowed_at = now;
+		else if (timer.may_die && now - timer.swallowed_at >= SWALLOW_GRACE)
+			ProcDiePending = true;
+	}
+	QueryCancelPending = true;
+	InterruptPending = true;
+	SetLatch(MyLatch);
+}
+
+/* How long may this attempt take?  In microseconds; 0 = for ever. */
+static int64
+attempt_limit(const SagaCallRequest *request, bool *is_role)
+{
+	int64		limit;
+	int64		role_limit = (int64) StatementTimeout * 1000;
+
+	limit = request->definition->steps[request->step].timeout[request->operation];
+	if (limit <= 0)
+		limit = (int64) saga_step_timeout * 1000;
+	*is_role = role_limit > 0 && (limit <= 0 || role_limit < limit);
+	return *is_role ? role_limit : Max(limit, 0);
+}
+
+static void
+arm_timer(const SagaCallRequest *request, TimestampTz now)
+{
+	TimestampTz end;
+
+	running.limit = attempt_limit(request, &running.limit_is_role);
+	if (running.limit == 0 || pg_add_s64_overflow(now, running.limit, &end))
+		end = DT_NOEND;
+	timer.verdict = TIMER_QUIET;
+	timer.swallowed_at = 0;
+	timer.in_batch = request->in_batch;
+	timer.may_die = request->in_worker;
+	timer.step_end = end;
+	timer.batch_end = request->in_batch ? request->batch_end : DT_NOEND;
+	if (end == DT_NOEND && !request->in_batch)
+		return;
+
+	if (timer.id == 0)
+		timer.id = RegisterTimeout(USER_TIMEOUT, handle_timer);
+	timer.armed = true;
+	if (request->in_batch)
+	{
+		end = Min(end, timer.batch_end);
+		end = Min(end, now + BATCH_TICK * INT64CONST(1000));
+		enable_timeout_every(timer.id, end, BATCH_TICK);
+	}
+	else
+		enable_timeout_every(timer.id, end, CANCEL_AGAIN);
+}
+
+static void
+disarm_timer(void)
+{
+	if (!timer.armed)
+		return;
+	disable_timeout(timer.id, false);
+	timer.armed = false;
+}
+
+/* ---- the session ------------------------------------------------------ */
+
+static void
+save_session(SessionState *state)
+{
+	state->memory = CurrentMemoryContext;
+	state->owner = CurrentResourceOwner;
+	state->level = GetCurrentTransactionNestLevel();
+	state->isolation = XactIsoLevel;
+	GetUserIdAndSecContext(&state->user, &state->security_context);
+	state->outer_user = GetOuterUserId();
+	state->session_user = GetSessionUserId();
+
+	/* To see whether this operation uses temporary tables. */
+	state->xact_flags = MyXactFlags;
+	MyXactFlags &= ~XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
+
+	/* The timeout of the command that drives us is not the operation's. */
+	state->statement_timeout_at = 0;
+	if (get_timeout_active(STATEMENT_TIMEOUT))
+	{
+		state->statement_timeout_at = get_timeout_finish_time(STATEMENT_TIMEOUT);
+		disable_timeout(STATEMENT_TIMEOUT, false);
+	}
+}
+
+/*
+ * After the subtransaction has ended, whichever way: everything is as before,
+ * or this process must not go on.
+ */
+static void
+restore_session(const SessionState *state, const SagaCallRequest *request,
+				SagaCallReport *report)
+{
+	MemoryContextSwitchTo(state->memory);
+	CurrentResourceOwner = state->owner;
+	SetUserIdAndSecContext(state->user, state->security_context);
+	if (GetCurrentTransactionNestLevel() != state->level ||
+		GetOuterUserId() != state->outer_user ||
+		GetSessionUserId() != state->session_user ||
+		XactIsoLevel != state->isolation)
+		elog(FATAL, "an operation changed its session's user or transaction");
+
+	if (MyXactFlags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE)
+	{
+		report->alone_from_now = true;
+		temporary_used = true;
+	}
+	MyXactFlags |= state->xact_flags & XACT_FLAGS_ACCESSEDTEMPNAMESPACE;
+
+	/* Advisory locks of the session: nobody else's are in a worker. */
+	if (request->in_worker)
+		LockReleaseSession(USER_LOCKMETHOD);
+
+	if (state->statement_timeout_at != 0)
+	{
+		/* Let the engine record this attempt before it stops. */
+		if (state->statement_timeout_at <= report->finished_at)
+			report->canceled = true;
+		else
+			enable_timeout_at(STATEMENT_TIMEOUT, state->statement_timeout_at);
+	}
+}
+
+/*
+ * Close the cursors that the operation opened and left, in a session that has
+ * others, of which only a query can list the names.
+ */
+static void
+close_portals_opened_here(void)
+{
+	static SPIPlanPtr plan = NULL;
+	SubTransactionId here = GetCurrentSubTransactionId();
+
+	if (SPI_connect() != SPI_OK_CONNECT)
+		elog(ERROR, "could not connect to SPI");
+	if (plan == NULL)
+	{
+		SPIPlanPtr	fresh;
+
+		fresh = SPI_prepare("SELECT c.name FROM pg_catalog.pg_cursor() AS c",
+							0, NULL);
+		if (fresh == NULL || SPI_keepplan(fresh) != 0)
+			elog(ERROR, "could not prepare to list cursors");
+		plan = fresh;
+	}
+	if (SPI_execute_plan(plan, NULL, NULL, false, 0) != SPI_OK_SELECT)
+		elog(ERROR, "could not list cursors");
+	for (uint64 i = 0; i < SPI_processed; i++)
+	{
+		Portal		portal;
+
+		portal = GetPortalByName(SPI_getvalue(SPI_tuptable->vals[i],
+											  SPI_tuptable->tupdesc, 1));
+		if (PortalIsValid(portal) && portal->createSubid == here &&
+			portal->status != PORTAL_ACTIVE)
+			PortalDrop(portal, false);
+	}
+	if (SPI_finish() != SPI_OK_FINISH)
+		elog(ERROR, "could not disconnect from SPI");
+}
+
+/* As the role, in the subtransaction: closing may run code of the user. */
+static void
+close_portals(const SagaCallRequest *request)
+{
+	if (request->in_worker)
+		PortalHashTableDeleteAll();
+	else
+		close_portals_opened_here();
+}
+
+/* ---- preparing a call ------------------------------------------------- */
+
+/* The transaction has ended, or saga_call_reset(). */
+static void
+forget_calls(void *arg pg_attribute_unused())
+{
+	calls_context = NULL;
+	memset(calls, 0, sizeof(calls));
+}
+
+/* A function, type, schema or role has changed. */
+static void
+calls_changed(Datum arg pg_attribute_unused(),
+			  int cacheid pg_attribute_unused(),
+			  uint32 hashvalue pg_attribute_unused())
+{
+	calls_stale = true;
+}
+
+static void
+create_calls_context(void)
+{
+	static bool registered = false;
+	MemoryContextCallback *callback;
+
+	if (!registered)
+	{
+		CacheRegisterSyscacheCallback(PROCOID, calls_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(TYPEOID, calls_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(NAMESPACEOID, calls_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(AUTHMEMROLEMEM, calls_changed, (Datum) 0);
+		registered = true;
+	}
+	calls_context = AllocSetContextCreate(TopTransactionContext,
+										  "saga prepared calls",
+										  ALLOCSET_SMALL_SIZES);
+	callback = MemoryContextAlloc(calls_context, sizeof(*callback));
+	callback->func = forget_calls;
+	callback->arg = NULL;
+	MemoryContextRegisterResetCallback(calls_context, callback);
+}
+
+static PreparedCall **
+call_bucket(const SagaCallRequest *request)
+{
+	uint32		hash;
+
+	hash = (uint32) request->definition->id * 31 +
+		(uint32) request->step * SAGA_NOPERATION + request->operation;
+	return &calls[hash % CALL_BUCKETS];
+}
+
+static void
+forget_call(PreparedCall *call)
+{
+	for (int i = 0; i < CALL_BUCKETS; i++)
+	{
+		for (PreparedCall **link = &calls[i]; *link; link = &(*link)->next)
+		{
+			if (*link != call)
+				continue;
+			*link = call->next;
+			MemoryContextDelete(call->context);
+			return;
+		}
+	}
+}
+
+/* Choose how values of this parameter are converted. */
+static void
+prepare_conversion(Parameter *param, MemoryContext context)
+{
+	char		typtype = get_typtype(param->type);
+	Oid			input;
+
+	getTypeInputInfo(param->type, &input, &param->ioparam);
+	if (param->type == JSONBOID)
+		param->conversion = CONVERSION_JSONB;
+	else if (typtype == TYPTYPE_DOMAIN || typtype == TYPTYPE_COMPOSITE ||
+			 param->type == RECORDOID || param->type == JSONOID ||
+			 OidIsValid(get_element_type(param->type)))
+	{
+		param->conversion = CONVERSION_RECORD;
+		fmgr_info_cxt(F_JSONB_TO_RECORD, &param->function, context);
+		param->desc = CreateTemplateTupleDesc(1);
+		TupleDescInitEntry(param->desc, 1, param->name, param->type, -1, 0);
+		param->desc = BlessTupleDesc(param->desc);
+		param->rsinfo.type = T_ReturnSetInfo;
+		param->rsinfo.expectedDesc = param->desc;
+		param->fcinfo = palloc0(SizeForFunctionCallInfo(1));
+		InitFunctionCallInfoData(*param->fcinfo, &param->function, 1,
+								 InvalidOid, NULL, (Node *) &param->rsinfo);
+	}
+	else
+	{
+		param->conversion =
+			param->type == TEXTOID ? CONVERSION_TEXT : CONVERSION_INPUT;
+		fmgr_info_cxt(input, &param->function, context);
+	}
+}
+
+/* The earlier step whose result a parameter of this name takes, or -1. */
+static int
+step_of_parameter(const SagaCallRequest *request, const char *name)
+{
+	int			step = saga_definition_step(request->definition, name);
+
+	if (step < request->step)
+		return step;
+	/* What undoes or confirms an action may have its result. */
+	if (step == request->step && request->operation != SAGA_OPERATION_ACTION)
+		return step;
+	return -1;
+}
+
+static void
+prepare_parameters(PreparedCall *call, const SagaCallRequest *request,
+				   Form_pg_proc form, char **names)
+{
+	call->params = palloc0(sizeof(Parameter) * Max(call->nparams, 1));
+	for (int i = 0; i < call->nparams; i++)
+	{
+		Parameter  *param = &call->params[i];
+
+		param->name = names[i];
+		param->namelen = (int) strlen(param->name);
+		param->type = form->proargtypes.values[i];
+		param->has_default = i >= form->pronargs - form->pronargdefaults;
+		param->step = step_of_parameter(request, param->name);
+		prepare_conversion(param, call->context);
+	}
+}
+
+/*
+ * In the call's context: look the function up and learn its parameters.  It is
+ * checked again, since it may have been replaced: what is left are functions
+ * of IN parameters, each with a name or the context alone.
+ */
+static void
+prepare_function(PreparedCall *call, const SagaCallRequest *request)
+{
+	const SagaStep *step = &request->definition->steps[request->step];
+	HeapTuple	tuple;
+	Form_pg_proc form;
+	Oid		   *types;
+	char	  **names;
+	char	   *modes;
+
+	if (step->function[request->operation] == NULL)
+		elog(ERROR, "step \"%s\" has no %s", step->name,
+			 saga_operation_name(request->operation));
+	call->function = saga_definition_function(step->function[request->operation]);
+	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(call->function));
+	if (!HeapTupleIsValid(tuple))
+		elog(ERROR, "cache lookup failed for function %u", call->function);
+	form = (Form_pg_proc) GETSTRUCT(tuple);
+	(void) get_func_arg_info(tuple, &types, &names, &modes);
+	call->result_type = form->prorettype;
+	call->nparams = form->pronargs;
+	call->takes_context = form->pronargs == 1 && types[0] == JSONBOID;
+	if (!call->takes_context)
+		prepare_parameters(call, request, form, names);
+	call->values = makeParamList(call->nparams);
+	for (int i = 0; i < call->nparams; i++)
+		call->values->params[i].ptype = types[i];
+	ReleaseSysCache(tuple);
+}
+
+/* As the role, in the subtransaction. */
+static PreparedCall *
+prepare_call(const SagaCallRequest *request)
+{
+	PreparedCall **bucket = call_bucket(request);
+	PreparedCall *call;
+	MemoryContext context;
+	MemoryContext old;
+
+	context = AllocSetContextCreate(CurrentMemoryContext, "saga prepared call",
+									ALLOCSET_SMALL_SIZES);
+	old = MemoryContextSwitchTo(context);
+	call = palloc0(sizeof(PreparedCall));
+	call->definition = request->definition->id;
+	call->step = request->step;
+	call->operation = request->operation;
+	call->role = GetUserId();
+	call->context = context;
+	prepare_function(call, request);
+	call->estate = CreateExecutorState();
+	call->econtext = GetPerTupleExprContext(call->estate);
+	call->econtext->ecxt_param_list_info = call->values;
+	MemoryContextSwitchTo(old);
+
+	/* Nothing has failed: keep it. */
+	MemoryContextSetParent(context, calls_context);
+	call->next = *bucket;
+	*bucket = call;
+	return call;
+}
+
+static PreparedCall *
+find_call(const SagaCallRequest *request)
+{
+	PreparedCall *call;
+
+	if (calls_stale)
+	{
+		calls_stale = false;
+		saga_call_reset();
+	}
+	if (calls_context == NULL)
+		create_calls_context();
+	for (call = *call_bucket(request); call; call = call->next)
+	{
+		if (call->definition == request->definition->id &&
+			call->step == request->step &&
+			call->operation == request->operation &&
+			call->role == GetUserId())
+			return call;
+	}
+	return prepare_call(request);
+}
+
+/* The call as an expression; parameters that are left out get defaults. */
+static Expr *
+build_expression(PreparedCall *call, const uint64 *omitted, bool any_omitted)
+{
+	List	   *args = NIL;
+	Expr	   *expression;
+
+	for (int i = 0; i < call->nparams; i++)
+	{
+		Param	   *param;
+
+		if (omitted[i / 64] & (UINT64CONST(1) << (i % 64)))
+			continue;
+		param = makeNode(Param);
+		param->paramkind = PARAM_EXTERN;
+		param->paramid = i + 1;
+		param->paramtype = call->values->params[i].ptype;
+		param->paramtypmod = -1;
+		param->paramcollid = get_typcollation(param->paramtype);
+		param->location = -1;
+		if (any_omitted)
+		{
+			NamedArgExpr *named = makeNode(NamedArgExpr);
+
+			named->arg = (Expr *) param;
+			named->name = pstrdup(call->params[i].name);
+			named->argnumber = i;
+			named->location = -1;
+			args = lappend(args, named);
+		}
+		else
+			args = lappend(args, param);
+	}
+	expression = (Expr *) makeFuncExpr(call->function, call->result_type, args,
+									   InvalidOid, InvalidOid,
+									   COERCE_EXPLICIT_CALL);
+	if (call->result_type != VOIDOID && call->result_type != JSONBOID)
+		expression = (Expr *) makeFuncExpr(F_TO_JSONB, JSONBOID,
+										   list_make1(expression), InvalidOid,
+										   InvalidOid, COERCE_EXPLICIT_CALL);
+	assign_expr_collations(NULL, (Node *) expression);
+	return expression;
+}
+
+static ExprState *
+find_variant(PreparedCall *call, const uint64 *omitted)
+{
+	Variant    *variant;
+	MemoryContext old;
+	bool		any_omitted = false;
+
+	for (variant = call->variants; variant; variant = variant->next)
+	{
+		if (memcmp(variant->omitted, omitted, sizeof(variant->omitted)) == 0)
+			return variant->state;
+	}
+
+	for (int i = 0; i < (int) lengthof(variant->omitted); i++)
+		any_omitted |= omitted[i] != 0;
+	old = MemoryContextSwitchTo(call->context);
+	variant = palloc0(sizeof(Variant));
+	memcpy(variant->omitted, omitted, sizeof(variant->omitted));
+	variant->state = ExecPrepareExpr(build_expression(call, omitted, any_omitted),
+									 call->estate);
+	variant->next = call->variants;
+	call->variants = variant;
+	MemoryContextSwitchTo(old);
+	return variant->state;
+}
+
+/* ---- arguments -------------------------------------------------------- */
+
+static void
+push_key(JsonbParseState **state, const char *key)
+{
+	JsonbValue	value;
+
+	value.type = jbvString;
+	value.val.string.val = unconstify(char *, key);
+	value.val.string.len = (int) strlen(key);
+	pushJsonbValue(state, WJB_KEY, &value);
+}
+
+static void
+push_text(JsonbParseState **state, const char *key, const char *text)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = jbvNull;
+	if (text != NULL)
+	{
+		value.type = jbvString;
+		value.val.string.val = unconstify(char *, text);
+		value.val.string.len = (int) strlen(text);
+	}
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+static void
+push_integer(JsonbParseState **state, const char *key, int64 integer)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value.type = jbvNumeric;
+	value.val.numeric = int64_to_numeric(integer);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+/* A whole jsonb as a value; NULL counts as JSON's null. */
+static void
+value_of_jsonb(const Jsonb *jsonb, JsonbValue *value)
+{
+	JsonbContainer *root;
+
+	if (jsonb == NULL)
+	{
+		value->type = jbvNull;
+		return;
+	}
+	root = &unconstify(Jsonb *, jsonb)->root;
+	if (JB_ROOT_IS_SCALAR(jsonb))
+		JsonbExtractScalar(root, value);
+	else
+	{
+		value->type = jbvBinary;
+		value->val.binary.data = root;
+		value->val.binary.len = VARSIZE(jsonb) - VARHDRSZ;
+	}
+}
+
+static void
+push_jsonb(JsonbParseState **state, const char *key, const Jsonb *jsonb)
+{
+	JsonbValue	value;
+
+	push_key(state, key);
+	value_of_jsonb(jsonb, &value);
+	pushJsonbValue(state, WJB_VALUE, &value);
+}
+
+/* The context, for functions that take one jsonb. */
+static Jsonb *
+build_context(const SagaCallRequest *request)
+{
+	const SagaDefinition *definition = request->definition;
+	const char *step = definition->steps[request->step].name;
+	JsonbParseState *state = NULL;
+	JsonbValue *object;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_integer(&state, "saga_id", request->saga_id);
+	push_text(&state, "definition", definition->name);
+	push_text(&state, "key", request->key);
+	push_text(&state, "step", step);
+	push_text(&state, "operation", saga_operation_name(request->operation));
+	push_integer(&state, "attempt", request->attempt);
+	push_text(&state, "idempotency_key",
+			  saga_call_idempotency_key(request->token, step, 0,
+										request->operation));
+	push_text(&state, "traceparent", request->traceparent);
+	push_jsonb(&state, "input", request->input);
+	push_key(&state, "results");
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	for (int i = 0; i < definition->rules.nsteps; i++)
+	{
+		if (request->results[i] != NULL)
+			push_jsonb(&state, definition->steps[i].name, request->results[i]);
+	}
+	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+	return JsonbValueToJsonb(object);
+}
+
+/* The text of a value, as jsonb_to_record() gives it to input functions. */
+static char *
+text_of_value(JsonbValue *value)
+{
+	switch (value->type)
+	{
+		case jbvString:
+			return pnstrdup(value->val.string.val, value->val.string.len);
+		case jbvBool:
+			return pstrdup(value->val.boolean ? "true" : "false");
+		case jbvNumeric:
+			return DatumGetCString(DirectFunctionCall1(numeric_out,
+													   NumericGetDatum(value->val.numeric)));
+		case jbvBinary:
+			return JsonbToCString(NULL, value->val.binary.data,
+								  value->val.binary.len);
+		default:
+			elog(ERROR, "unrecognized jsonb type: %d", (int) value->type);
+	}
+	return NULL;				/* keep compiler quiet */
+}
+
+/* By jsonb_to_record('{"name": value}') AS (name type). */
+static Datum
+convert_by_record(Parameter *param, JsonbValue *value, bool *isnull)
+{
+	JsonbParseState *state = NULL;
+	JsonbValue *object;
+	HeapTupleHeader header;
+	HeapTupleData tuple;
+	Datum		record;
+
+	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
+	push_key(&state, param->name);
+	pushJsonbValue(&state, WJB_VALUE, value);
+	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
+
+	param->fcinfo->args[0].value = JsonbPGetDatum(JsonbValueToJsonb(object));
+	param->fcinfo->args[0].isnull = false;
+	param->fcinfo->isnull = false;
+	record = FunctionCallInvoke(param->fcinfo);
+	if (param->fcinfo->isnull)
+		elog(ERROR, "jsonb_to_record returned NULL");
+
+	header = DatumGetHeapTupleHeader(record);
+	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
+	ItemPointerSetInvalid(&tuple.t_self);
+	tuple.t_tableOid = InvalidOid;
+	tuple.t_data = header;
+	return heap_getattr(&tuple, 1, param->desc, isnull);
+}
+
+static Datum
+convert_value(Parameter *param, JsonbValue *value, bool *isnull)
+{
+	*isnull = value->type == jbvNull;
+	/* A domain may refuse NULL. */
+	if (param->conversion == CONVERSION_RECORD)
+		return convert_by_record(param, value, isnull);
+	if (*isnull)
+		return (Datum) 0;
+	if (param->conversion == CONVERSION_JSONB)
+		return JsonbPGetDatum(JsonbValueToJsonb(value));
+	if (param->conversion == CONVERSION_TEXT && value->type == jbvString)
+		return PointerGetDatum(cstring_to_text_with_len(value->val.string.val,
+														value->val.string.len));
+	return InputFunctionCall(&param->function, text_of_value(value),
+							 param->ioparam, -1);
+}
+
+/*
+ * The value of a parameter: an earlier step's result or a field of the input.
+ * False if there is none.
+ */
+static bool
+find_value(const SagaCallRequest *request, const Parameter *param,
+		   JsonbValue *value)
+{
+	Jsonb	   *input = unconstify(Jsonb *, request->input);
+
+	if (param->step >= 0)
+	{
+		value_of_jsonb(request->results[param->step], value);
+		return true;
+	}
+	return input != NULL && JB_ROOT_IS_OBJECT(input) &&
+		getKeyJsonValueFromContainer(&input->root, param->name,
+									 param->namelen, value) != NULL;
+}
+
+static void
+refuse_missing(const PreparedCall *call, const Parameter *param)
+{
+	ereport(ERROR,
+			errcode(ERRCODE_SAGA_MISSING_ARGUMENT),
+			errmsg("no value for parameter \"%s\" of function %s",
+				   param->name, quote_identifier(get_func_name(call->function))),
+			errdetail("Neither has the saga's input a field nor has the definition an earlier step of this name, and the parameter has no default."));
+}
+
+/* Fill in the values; sets the bits of the parameters left to defaults. */
+static void
+evaluate_arguments(PreparedCall *call, const SagaCallRequest *request,
+				   uint64 *omitted)
+{
+	if (call->takes_context)
+	{
+		call->values->params[0].value = JsonbPGetDatum(build_context(request));
+		call->values->params[0].isnull = false;
+		return;
+	}
+	for (int i = 0; i < call->nparams; i++)
+	{
+		Parameter  *param = &call->params[i];
+		ParamExternData *slot = &call->values->params[i];
+		JsonbValue	value;
+
+		if (find_value(request, param, &value))
+		{
+			running.parameter = param->name;
+			slot->value = convert_value(param, &value, &slot->isnull);
+			running.parameter = NULL;
+		}
+		else if (param->has_default)
+			omitted[i / 64] |= UINT64CONST(1) << (i % 64);
+		else
+			refuse_missing(call, param);
+	}
+}
+
+/* ---- running one ------------------------------------------------------ */
+
+/* Arguments, function, result: what runs with a snapshot. */
+static Jsonb *
+evaluate_operation(const SagaCallRequest *request, MemoryContext result_context)
+{
+	uint64		omitted[lengthof(((Variant *) NULL)->omitted)] = {0};
+	PreparedCall *call;
+	ExprState  *state;
+	Jsonb	   *result = NULL;
+	Datum		value;
+	bool		isnull;
+
+	call = find_call(request);
+	running.call = call;
+	MemoryContextSwitchTo(call->econtext->ecxt_per_tuple_memory);
+	evaluate_arguments(call, request, omitted);
+	state = find_variant(call, omitted);
+	value = ExecEvalExpr(state, call->econtext, &isnull);
+	if (!isnull && call->result_type != VOIDOID)
+	{
+		MemoryContextSwitchTo(result_context);
+		result = DatumGetJsonbPCopy(value);
+	}
+	MemoryContextSwitchTo(result_context);
+	ReScanExprContext(call->econtext);
+	running.call = NULL;
+	return result;
+}
+
+/* Raise if one of our flags is set, although the operation did not. */
+static void
+obey_flags(void)
+{
+	if (running.control != CONTROL_NONE || timer.verdict != TIMER_QUIET)
+		ereport(ERROR,
+				errcode(ERRCODE_QUERY_CANCELED),
+				errmsg_internal("operation did not let itself be ended"));
+}
+
+/* All of the operation, in its subtransaction; raises if it failed. */
+static Jsonb *
+run_operation(const SagaCallRequest *request, const SessionState *session)
+{
+	Jsonb	   *result;
+	int			guc_level = NewGUCNestLevel();
+
+	XactReadOnly = DefaultXactReadOnly;
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	arm_timer(request, GetCurrentStatementStartTimestamp());
+	result = evaluate_operation(request, session->memory);
+	PopActiveSnapshot();
+	CommandCounterIncrement();
+	AfterTriggerFireDeferred();
+	close_portals(request);
+	disarm_timer();
+	CHECK_FOR_INTERRUPTS();
+	obey_flags();
+	if (GetCurrentTransactionNestLevel() != session->level + 1)
+		elog(ERROR, "operation left a subtransaction open");
+	AtEOXact_GUC(false, guc_level);
+	return result;
+}
+
+/* ---- what became of it ------------------------------------------------ */
+
+/* A text of an error, fit to be stored, in CurrentMemoryContext. */
+static const char *
+keep_text(const char *text)
+{
+	int			length;
+	char	   *copy;
+
+	if (text == NULL)
+		return NULL;
+	length = (int) strnlen(text, MAX_ERROR_TEXT + 1);
+	if (length > MAX_ERROR_TEXT)
+		length = pg_mbcliplen(text, length, MAX_ERROR_TEXT);
+	copy = pnstrdup(text, length);
+
+	/* Messages of the system or of another server may be in any encoding. */
+	if (!pg_verifymbstr(copy, length, true))
+	{
+		for (char *c = copy; *c; c++)
+		{
+			if (IS_HIGHBIT_SET(*c))
+				*c = '?';
+		}
+	}
+	return copy;
+}
+
+static void
+fill_error(SagaError *error, int sqlstate, const char *message,
+		   const char *detail, const char *hint)
+{
+	strlcpy(error->sqlstate, unpack_sql_state(sqlstate), sizeof(error->sqlstate));
+	error->message = message ? keep_text(message) : "missing error text";
+	error->detail = keep_text(detail);
+	error->hint = keep_text(hint);
+}
+
+/* May an error in a batch be due to what else is in the transaction? */
+static bool
+is_of_batch(int sqlstate)
+{
+	switch (ERRCODE_TO_CATEGORY(sqlstate))
+	{
+		case ERRCODE_INVALID_TRANSACTION_STATE:
+		case ERRCODE_TRANSACTION_ROLLBACK:
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_PROGRAM_LIMIT_EXCEEDED:
+			return true;
+	}
+	return sqlstate == ERRCODE_DUPLICATE_CURSOR ||
+		sqlstate == ERRCODE_DUPLICATE_PSTATEMENT ||
+		sqlstate == ERRCODE_DUPLICATE_TABLE ||
+		sqlstate == ERRCODE_LOCK_NOT_AVAILABLE;
+}
+
+static void
+report_control(SagaCallReport *report)
+{
+	bool		fail = running.control == CONTROL_FAIL;
+
+	report->outcome = fail ? SAGA_CALL_FAILED : SAGA_CALL_LATER;
+	report->by_fail = fail;
+	report->delay = running.delay;
+	fill_error(&report->error,
+			   fail ? ERRCODE_SAGA_FAIL : ERRCODE_SAGA_RETRY_LATER,
+			   running.reason, running.detail, NULL);
+}
+
+static void
+report_timer(SagaCallReport *report)
+{
+	SagaError  *error = &report->error;
+
+	if (timer.verdict == TIMER_STEP)
+	{
+		report->outcome = SAGA_CALL_FAILED;
+		report->timed_out = true;
+		fill_error(error, ERRCODE_QUERY_CANCELED,
+				   psprintf("timed out after %lld ms",
+							(long long) (running.limit / 1000)),
+				   running.limit_is_role ?
+				   "This is the role's \"statement_timeout\", which is shorter than the step's timeout." : NULL,
+				   NULL);
+		return;
+	}
+	report->outcome = SAGA_CALL_ALONE;
+	if (timer.verdict == TIMER_LOCK)
+		fill_error(error, ERRCODE_LOCK_NOT_AVAILABLE,
+				   "had to wait for a lock while others were in its batch",
+				   NULL, NULL);
+	else
+		fill_error(error, ERRCODE_QUERY_CANCELED,
+				   "was still running when the time of its batch was over",
+				   NULL, NULL);
+}
+
+/* In the caller's memory context; the subtransaction is gone. */
+static void
+report_failure(const SagaCallRequest *request, const ErrorData *edata,
+			   SagaCallReport *report)
+{
+	if (running.control != CONTROL_NONE)
+		report_control(report);
+	else if (timer.verdict != TIMER_QUIET)
+		report_timer(report);
+	else
+	{
+		report->outcome = request->in_batch && is_of_batch(edata->sqlerrcode) ?
+			SAGA_CALL_ALONE : SAGA_CALL_FAILED;
+		report->canceled = edata->sqlerrcode == ERRCODE_QUERY_CANCELED;
+		fill_error(&report->error, edata->sqlerrcode, edata->message,
+				   edata->detail, edata->hint);
+	}
+	if (edata->internalquery)
+		report->error.context =
+			keep_text(psprintf("SQL statement \"%s\"\n%s", edata->internalquery,
+							   edata->context ? edata->context : ""));
+	else
+		report->error.context = keep_text(edata->context);
+}
+
+/* The operation has raised: roll back, and say what became of it. */
+static void
+end_failed(const SagaCallRequest *request, const SessionState *session,
+		   SagaCallReport *report)
+{
+	ErrorData  *edata;
+
+	disarm_timer();
+	if (timer.verdict != TIMER_QUIET)
+		QueryCancelPending = false;
+	MemoryContextSwitchTo(session->memory);
+	edata = CopyErrorData();
+	FlushErrorState();
+
+	if (GetCurrentTransactionNestLevel() <= session->level)
+		elog(FATAL, "an operation ended a transaction that is not its own");
+	while (GetCurrentTransactionNestLevel() > session->level)
+		RollbackAndReleaseCurrentSubTransaction();
+	MemoryContextSwitchTo(session->memory);
+	if (running.call != NULL)
+		forget_call(running.call);
+	report_failure(request, edata, report);
+	FreeErrorData(edata);
+}
+
+/* Names the operation in every error beneath. */
+static void
+add_context(void *arg pg_attribute_unused())
+{
+	const SagaCallRequest *request = running.request;
+
+	if (request == NULL)
+		return;
+	if (running.parameter != NULL)
+		errcontext("parameter \"%s\"", running.parameter);
+	errcontext("step \"%s\" (%s, attempt %d) of saga %lld",
+			   request->definition->steps[request->step].name,
+			   saga_operation_name(request->operation),
+			   request->attempt, (long long) request->saga_id);
+}
+
+static void
+start_running(void)
+{
+	Assert(!saga_owner_is_current());
+	if (running.request != NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("cannot run an operation inside another"));
+	memset(&running, 0, sizeof(running));
+	running.report_context = CurrentMemoryContext;
+	timer.verdict = TIMER_QUIET;
+}
+
+void
+saga_call_run(const SagaCallRequest *request, SagaCallReport *report)
+{
+	SessionState session;
+	ErrorContextCallback callback;
+	ErrorContextCallback *previous = error_context_stack;
+
+	/* What the caller of a CALL was told to stop for is not the operation's. */
+	if (!request->in_worker)
+		CHECK_FOR_INTERRUPTS();
+	memset(report, 0, sizeof(*report));
+	start_running();
+	save_session(&session);
+	BeginInternalSubTransaction(NULL);
+	SetCurrentStatementStartTimestamp();
+	report->started_at = GetCurrentStatementStartTimestamp();
+
+	PG_TRY();
+	{
+		/* The context of errors is the operation's, not its driver's. */
+		callback.callback = add_context;
+		callback.arg = NULL;
+		callback.previous = NULL;
+		error_context_stack = &callback;
+		running.request = request;
+		report->result = run_operation(request, &session);
+		ReleaseCurrentSubTransaction();
+		report->outcome = SAGA_CALL_SUCCEEDED;
+	}
+	PG_CATCH();
+	{
+		running.request = NULL;
+		report->result = NULL;
+		end_failed(request, &session, report);
+	}
+	PG_END_TRY();
+
+	running.request = NULL;
+	error_context_stack = previous;
+	report->finished_at = GetCurrentTimestamp();
+	report->alone_from_now = running.transactional;
+	report->flush = running.notify;
+	restore_session(&session, request, report);
+}
+
+/* ---- what others ask for ---------------------------------------------- */
+
+void
+saga_call_reset(void)
+{
+	if (calls_context != NULL)
+		MemoryContextDelete(calls_context);
+}
+
+void
+saga_call_clean_session(void)
+{
+	Assert(!IsTransactionState());
+	saga_call_reset();
+	DropAllPreparedStatements();
+	ResetSequenceCaches();
+	if (temporary_used)
+	{
+		StartTransactionCommand();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		ResetTempTableNamespace();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		temporary_used = false;
+	}
+}
+
+bool
+saga_call_is_running(void)
+{
+	return running.request != NULL;
+}
+
+void
+saga_call_saw_transactional(void)
+{
+	running.transactional = true;
+}
+
+void
+saga_call_saw_notify(void)
+{
+	running.notify = true;
+}
+
+int
+saga_call_subxids(bool *overflowed)
+{
+	*overflowed = MyProc->subxidStatus.overflowed;
+	return MyProc->subxidStatus.count;
+}
+
+char *
+saga_call_idempotency_key(const pg_uuid_t *token, const char *step, int element,
+						  SagaOperation operation)
+{
+	char	   *uuid;
+
+	uuid = DatumGetCString(DirectFunctionCall1(uuid_out,
+											   UUIDPGetDatum(token)));
+	return psprintf("%s/%s/%d/%s", uuid, step, element,
+					saga_operation_name(operation));
+}
+
+/* ---- saga.fail(), saga.retry_later() ---------------------------------- */
+
+/*
+ * Note what the operation said of itself, before the error that says it is
+ * raised and perhaps swallowed.  The first word counts, and what the timer
+ * said before: user code's answer to a cancel of ours means nothing.
+ */
+static void
+note_control(Control control, const char *function, const char *reason,
+			 const char *detail, int64 delay)
+{
+	if (!saga_call_is_running())
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("%s can be called by a running step only", function),
+				errdetail("This session is not running an operation of a saga."));
+	if (running.control != CONTROL_NONE || timer.verdict != TIMER_QUIET)
+		return;
+	running.reason = MemoryContextStrdup(running.report_context, reason);
+	if (detail != NULL)
+		running.detail = MemoryContextStrdup(running.report_context, detail);
+	running.delay = delay;
+	running.control = control;
+}
+
+static void
+fail(const char *reason, const char *detail)
+{
+	note_control(CONTROL_FAIL, "saga.fail()", reason, detail, 0);
+	ereport(ERROR,
+			errcode(ERRCODE_SAGA_FAIL),
+			errmsg_internal("%s", reason),
+			detail ? errdetail_internal("%s", detail) : 0);
+}
+
+/* The text of an argument, or NULL. */
+static char *
+text_argument(FunctionCallInfo fcinfo, int i)
+{
+	return PG_ARGISNULL(i) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(i));
+}
+
+/* saga.fail(reason text, detail text): ends the step for good. */
+Datum
+saga_fail(PG_FUNCTION_ARGS)
+{
+	char	   *reason = text_argument(fcinfo, 0);
+
+	fail(reason ? reason : "failed without a reason", text_argument(fcinfo, 1));
+	PG_RETURN_VOID();
+}
+
+/* saga.fail(reason text, detail jsonb) */
+Datum
+saga_fail_jsonb(PG_FUNCTION_ARGS)
+{
+	char	   *reason = text_argument(fcinfo, 0);
+	char	   *detail = NULL;
+
+	if (!PG_ARGISNULL(1))
+	{
+		Jsonb	   *jsonb = PG_GETARG_JSONB_P(1);
+
+		detail = JsonbToCString(NULL, &jsonb->root, VARSIZE(jsonb));
+	}
+	fail(reason ? reason : "failed without a reason", detail);
+	PG_RETURN_VOID();
+}
+
+/* saga.retry_later(delay interval, reason text): another attempt, then. */
+Datum
+saga_retry_later(PG_FUNCTION_ARGS)
+{
+	char	   *reason = text_argument(fcinfo, 1);
+	Interval   *delay;
+	double		days;
+
+	if (PG_ARGISNULL(0))
+		ereport(ERROR,
+				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				errmsg("delay must not be null"));
+	delay = PG_GETARG_INTERVAL_P(0);
+	days = (double) delay->month * DAYS_PER_MONTH + delay->day +
+		(double) delay->time / USECS_PER_DAY;
+	if (days < 0 || days > MAX_LATER_DAYS)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("delay must be between zero and ten years"));
+	if (reason == NULL)
+		reason = "asked for another attempt";
+
+	note_control(CONTROL_LATER, "saga.retry_later()", reason, NULL,
+				 ((int64) delay->month * DAYS_PER_MONTH + delay->day) *
+				 USECS_PER_DAY + delay->time);
+	ereport(ERROR,
+			errcode(ERRCODE_SAGA_RETRY_LATER),
+			errmsg_internal("%s", reason));
+	PG_RETURN_VOID();
+}

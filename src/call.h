@@ -1,0 +1,113 @@
+/*
+ * call.h
+ *		A local function as an operation of a step: called in a subtransaction
+ *		of its own, with the rights and settings of the role, under a timeout
+ *		that user code can neither see nor swallow.
+ *
+ * An executor, inside a transaction that the engine started, as the saga's
+ * role (never inside the owner's switch).
+ */
+#ifndef SAGA_CALL_H
+#define SAGA_CALL_H
+
+#include "datatype/timestamp.h"
+#include "utils/jsonb.h"
+#include "utils/uuid.h"
+
+#include "definition.h"
+
+/* An error of an attempt, as the table of attempts keeps it. */
+typedef struct SagaError
+{
+	char		sqlstate[6];
+	const char *message;		/* never NULL when there is an error */
+	const char *detail;			/* the rest may be NULL */
+	const char *hint;
+	const char *context;
+} SagaError;
+
+typedef struct SagaCallRequest
+{
+	const SagaDefinition *definition;
+	int			step;
+	SagaOperation operation;
+	int			attempt;
+	int64		saga_id;
+	const pg_uuid_t *token;
+	const char *key;			/* may be NULL */
+	const char *traceparent;	/* may be NULL */
+	const Jsonb *input;
+	const Jsonb *const *results;	/* of the actions, by position; NULL = none */
+	bool		in_worker;		/* a saga worker: nothing in the session is
+								 * anybody else's */
+	bool		in_batch;		/* others share the transaction */
+	TimestampTz batch_end;		/* in_batch: when the batch's time is over */
+} SagaCallRequest;
+
+typedef enum SagaCallOutcome
+{
+	SAGA_CALL_SUCCEEDED,
+	SAGA_CALL_FAILED,
+	SAGA_CALL_LATER,			/* saga.retry_later() */
+	SAGA_CALL_ALONE				/* rolled back, uncounted: to be run alone */
+} SagaCallOutcome;
+
+typedef struct SagaCallReport
+{
+	SagaCallOutcome outcome;
+	Jsonb	   *result;			/* SUCCEEDED: may be NULL */
+	SagaError	error;			/* FAILED, LATER, ALONE: why */
+	bool		by_fail;		/* FAILED by saga.fail(): final whatever the policy */
+	bool		timed_out;		/* FAILED by the step's timeout: a suspect */
+	bool		canceled;		/* somebody canceled it, or the statement_timeout
+								 * of the command that drives us has passed: in
+								 * the foreground, record this and stop */
+	int64		delay;			/* LATER: microseconds */
+	bool		alone_from_now;	/* used what belongs to a transaction: commit now,
+								 * and run this step alone from now on */
+	bool		flush;			/* NOTIFY or the like: commit synchronously */
+	TimestampTz started_at;
+	TimestampTz finished_at;
+} SagaCallReport;
+
+/*
+ * Run one operation.  Everything in the report is in CurrentMemoryContext.
+ * An error of the operation is reported, not raised; what is raised ends the
+ * transaction (FATAL, or an error outside the operation's subtransaction).
+ * The transaction is the engine's own, of the isolation level that the step
+ * wants, and not inside a query: the operation's deferred triggers are fired
+ * here.
+ */
+extern void saga_call_run(const SagaCallRequest *request,
+						  SagaCallReport *report);
+
+/* Forget prepared calls.  The end of the transaction does so too, an error of
+ * an operation forgets that operation's. */
+extern void saga_call_reset(void);
+
+/*
+ * Undo what operations left in a worker's session, between batches: prepared
+ * statements, temporary tables, sequence caches.  Not in a transaction; it
+ * runs one of its own if there are temporary tables, and may raise then.
+ */
+extern void saga_call_clean_session(void);
+
+/* The key under which participants know an operation: the same for all its
+ * attempts.  Allocated in CurrentMemoryContext. */
+extern char *saga_call_idempotency_key(const pg_uuid_t *token,
+									   const char *step, int element,
+									   SagaOperation operation);
+
+/* Is an operation running in this backend? */
+extern bool saga_call_is_running(void);
+
+/* A hook saw a command during an operation; nothing happens outside one. */
+extern void saga_call_saw_transactional(void);	/* SET CONSTRAINTS, DECLARE,
+												 * PREPARE, LISTEN, DDL */
+extern void saga_call_saw_notify(void);
+
+/* In how many subtransactions has this transaction written?  A batch commits
+ * before the shared cache of them (64) overflows. */
+extern int	saga_call_subxids(bool *overflowed);
+
+#endif							/* SAGA_CALL_H */
