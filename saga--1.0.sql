@@ -552,9 +552,9 @@ COMMENT ON FUNCTION saga.sees_all() IS
     'does the current user see the sagas of all roles?';
 
 CREATE FUNCTION saga.workers_raw(
-    OUT process text, OUT pid integer, OUT database oid, OUT role oid,
-    OUT state text, OUT reason text, OUT saga_id bigint, OUT step integer,
-    OUT operation text, OUT attempt integer, OUT since timestamptz)
+    OUT pid integer, OUT process text, OUT database oid, OUT role oid,
+    OUT state text, OUT saga_id bigint, OUT step integer, OUT operation text,
+    OUT attempt integer, OUT since timestamptz, OUT reason text)
 RETURNS SETOF record
 LANGUAGE c VOLATILE PARALLEL RESTRICTED
 AS 'MODULE_PATHNAME', 'saga_workers';

@@ -24,6 +24,7 @@
 #include "compat.h"
 #include "definition.h"
 #include "json.h"
+#include "shared.h"
 
 PG_FUNCTION_INFO_V1(saga_retry_policy);
 PG_FUNCTION_INFO_V1(saga_step);
@@ -270,6 +271,8 @@ saga_configure(PG_FUNCTION_ARGS)
 		settings.enabled = &enabled;
 	}
 	saga_catalog_configure(name, &settings);
+	if (settings.max_running != NULL)
+		saga_wake_database();	/* those in line may have a place now */
 	PG_RETURN_VOID();
 }
 

@@ -29,6 +29,7 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "owner.h"
@@ -124,12 +125,18 @@ saga_owner_enter(SagaOwnerSwitch *state)
 								 GUC_ACTION_SAVE, true, 0, false);
 	if (SPI_connect() != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
+	/* SPI wants one below its own; a background worker has no portal's */
+	state->pushed_snapshot = !ActiveSnapshotSet();
+	if (state->pushed_snapshot)
+		PushActiveSnapshot(GetTransactionSnapshot());
 	switched = true;
 }
 
 void
 saga_owner_leave(SagaOwnerSwitch *state)
 {
+	if (state->pushed_snapshot)
+		PopActiveSnapshot();
 	if (SPI_finish() != SPI_OK_FINISH)
 		elog(ERROR, "could not disconnect from SPI");
 	AtEOXact_GUC(false, state->guc_level);

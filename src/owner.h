@@ -18,6 +18,7 @@ typedef struct SagaOwnerSwitch
 	Oid			saved_user;
 	int			saved_context;
 	int			guc_level;
+	bool		pushed_snapshot;
 } SagaOwnerSwitch;
 
 /* Also connects to SPI; leave disconnects.  Raises if the extension is gone. */

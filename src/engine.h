@@ -1,0 +1,72 @@
+/*
+ * engine.h
+ *		The one engine: takes sagas, asks the machine what to do, does it in
+ *		batches, records it.  Three drivers use it: the worker, CALL saga.run()
+ *		and CALL saga.recover().
+ */
+#ifndef SAGA_ENGINE_H
+#define SAGA_ENGINE_H
+
+#include "datatype/timestamp.h"
+
+#include "shared.h"
+
+/* How its driver starts and ends transactions. */
+typedef struct SagaDriver
+{
+	void		(*begin) (void);	/* start a transaction */
+	void		(*commit) (void);	/* commit it; may raise */
+	void		(*abort) (void);	/* after an error was caught: roll back,
+									 * leaving no transaction open */
+	bool		worker;			/* a background worker: clean the session */
+} SagaDriver;
+
+typedef struct SagaRunResult
+{
+	int64		operations;		/* attempts made */
+	int64		transactions;
+	int64		finished;		/* sagas that became final */
+	int64		failed;			/* attempts that failed */
+} SagaRunResult;
+
+/*
+ * Advance these sagas of the current role until each is final, waits, is held
+ * by another process, or has had its turn (then it is back in the ring).  The
+ * caller has claimed them (saga_executor_take or _claim); they are given back.
+ * No transaction may be open; none is on return.  Raises nothing that belongs
+ * to one saga; an error that it cannot place is raised with no transaction
+ * left open.
+ */
+extern void saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
+							SagaRunResult *result);
+
+/*
+ * In a transaction of its own: find sagas of the current role that are due or
+ * have messages, at most "max", those already in "refs" space given by the
+ * caller; returns how many.  Each call goes on where the last one ended;
+ * *complete is set when it reached the end (the next call starts over), and
+ * *next_due to when the first later one falls due (DT_NOEND: none).
+ */
+extern int	saga_engine_find_due(const SagaDriver *driver, SagaRef *refs,
+								 int max, bool *complete,
+								 TimestampTz *next_due);
+
+/* ---- the coordinator: each in a transaction of its own, no user code ---- */
+
+/* Look once at the whole database: wants a pool for each role with something
+ * due or a message, and returns the next time anything falls due (DT_NOEND:
+ * nothing will).  *unfinished tells whether any saga is not final. */
+extern TimestampTz saga_engine_sweep(const SagaDriver *driver,
+									 bool *unfinished);
+
+/* Record that the process ended during this operation. */
+extern void saga_engine_record_lost(const SagaDriver *driver,
+									const SagaLost *lost);
+
+/* Apply what people asked of sagas of a role that can have no worker. */
+extern void saga_engine_apply_messages(const SagaDriver *driver, Oid role);
+
+/* Send the alerts that wait, with NOTIFY saga_alert. */
+extern void saga_engine_send_alerts(const SagaDriver *driver);
+
+#endif							/* SAGA_ENGINE_H */
