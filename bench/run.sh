@@ -1,0 +1,354 @@
+#!/bin/bash
+# "make bench": one table, everything measured in one run on one server, with
+# fsync and synchronous_commit on; a value is the median of three rounds, in
+# which all measurements alternate.
+#
+#   BENCH_ORDERS   orders per run (20000)    BENCH_ROUNDS   rounds (3)
+#   BENCH_MEMORY   sagas of the memory test (100000)
+#   BENCH_IDLE     seconds of the idle test (60)
+#   BENCH_PARTS    "floors begin drain latency memory idle"
+#   BENCH_CONF     further settings of the server, "name=value name=value"
+source "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
+
+bash "$top/tools/prerequisites.sh" bench
+find_postgres
+orders=${BENCH_ORDERS:-20000}
+rounds=${BENCH_ROUNDS:-3}
+memory=${BENCH_MEMORY:-100000}
+idle=${BENCH_IDLE:-60}
+parts=" ${BENCH_PARTS:-floors begin drain latency memory idle} "
+items=1000
+
+make_scratch bench
+stage_extension
+# shellcheck disable=SC2086
+start_server server fsync=on synchronous_commit=on shared_buffers=1GB max_wal_size=8GB \
+	checkpoint_timeout=1h ${BENCH_CONF:-}
+as_user mkdir "$scratch/values"
+cd "$scratch/tmp"
+
+psql() { as_user "$bindir/psql" -Xq -v ON_ERROR_STOP=1 -d bench "$@"; }
+ask() { psql -At -c "$1"; }
+as_bench() { psql -U bench "$@"; }
+want() { [[ $parts == *" $1 "* ]]; }
+progress() { echo "# $*" >&2; }
+# Keep a value; the table takes the median of each name's.
+keep() { echo "$2" | as_user tee -a "$scratch/values/$1" >/dev/null; }
+value()
+{
+	[ -s "$scratch/values/$1" ] || return 0
+	sort -g "$scratch/values/$1" | awk '{v[NR] = $1} END {
+		print NR % 2 ? v[(NR + 1) / 2] : (v[NR / 2] + v[NR / 2 + 1]) / 2}'
+}
+# percentile P < pgbench's log: the third column has microseconds.
+percentile() { awk '{print $3}' | sort -n | awk -v p="$1" '{v[NR] = $1} END {i = int(NR * p / 100); print v[i < 1 ? 1 : i]}'; }
+
+reset()
+{
+	as_bench -c "CALL reset($orders, $items)"
+	psql -c CHECKPOINT
+}
+
+# seconds COMMAND ...: how long it took.
+seconds()
+{
+	local start=$EPOCHREALTIME
+
+	"$@" >/dev/null
+	awk -v a="$start" -v b="$EPOCHREALTIME" 'BEGIN {print b - a}'
+}
+keep_rate() { keep "$1" "$(awk -v n="$2" -v s="$3" 'BEGIN {printf "%.1f", n / s}')"; }
+
+floor_a()
+{
+	local clients=$1 out
+
+	reset
+	out=$(as_user "$bindir/pgbench" -n -M prepared -U bench -d bench -c "$clients" -j 2 \
+		-t $((orders / clients)) -D n=0 -D per_client=$((orders / clients)) \
+		-f "$scratch/src/bench/floor_a.pgbench" 2>&1) || die "$out"
+	keep "floor_a$clients" "$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out")"
+}
+
+floor_in_server()
+{
+	reset
+	keep_rate "$1" "$orders" "$(seconds as_bench -c "CALL $1()")"
+}
+
+# Where all commits are known exactly: the WAL.
+commits_between()
+{
+	ask "SELECT count FROM pg_get_wal_stats('$1', '$2', true)
+		WHERE \"resource_manager/record_type\" = 'Transaction/COMMIT'"
+}
+
+# Unfinished ones, with saga's indexes to help; every poll costs the workers time.
+wait_for_end()
+{
+	local deadline=$((SECONDS + $1)) left
+
+	while
+		left=$(ask "SELECT count(*) FROM saga.sagas WHERE status NOT IN ('completed', 'compensated', 'abandoned')")
+		[ "$left" -gt 0 ]
+	do
+		[ $SECONDS -lt $deadline ] || die "timed out with $left sagas that have not ended"
+		sleep 1
+	done
+}
+
+# drain PERCENT: begin all orders in one transaction, then time the workers.
+drain()
+{
+	local percent=$1 begun wal_from wal_to span
+
+	reset
+	begun=$(as_bench -At <<-SQL
+		BEGIN;
+		SELECT count(saga.begin('order', order_input(o, o.order_id % 100 < $percent))) FROM orders o \g /dev/null
+		SELECT pg_current_wal_insert_lsn(), clock_timestamp();
+		COMMIT;
+	SQL
+	)
+	wal_from=${begun%%|*}
+	begun=${begun#*|}
+	wait_for_end 300
+	wal_to=$(ask "SELECT pg_current_wal_flush_lsn()")
+	span=$(ask "SELECT extract(epoch FROM max(finished_at) - '$begun') FROM saga.sagas WHERE created_at <= '$begun'")
+	keep_rate "drain$percent" "$orders" "$span"
+	keep "wal$percent" "$(ask "SELECT round(('$wal_to'::pg_lsn - '$wal_from') / $orders)")"
+	keep "commits$percent" "$(ask "SELECT round($(commits_between "$wal_from" "$wal_to")::numeric / $orders, 3)")"
+	check_books "$percent"
+}
+
+# A benchmark of a wrong result is worth nothing.
+check_books()
+{
+	local wrong
+
+	wrong=$(ask "SELECT count(*) FROM orders
+		WHERE (status = 'confirmed') <> NOT (order_id % 100 < $1)")
+	wrong+=+$(ask "SELECT (SELECT count(*) FROM payments) - count(*) FROM orders WHERE status = 'confirmed'")
+	wrong+=+$(ask "SELECT $items * 1000000 - sum(stock) - (SELECT sum(qty) FROM orders WHERE status = 'confirmed') FROM items")
+	wrong=${wrong%+}
+	[[ $wrong =~ ^[0+]*$ ]] || die "the books are wrong after $1 % compensated: $wrong"
+}
+
+# Begin beside a plain INSERT of a row of the same size: in one transaction
+# each, rolled back, so that no worker runs meanwhile.
+begin_cost()
+{
+	local size out
+
+	reset
+	# The row that begin writes, as it is before anybody has worked on it.
+	size=$(psql -At <<-'SQL'
+		BEGIN;
+		SET LOCAL ROLE bench;
+		SELECT saga.begin('order', order_input(o, true)) FROM orders o LIMIT 1 \g /dev/null
+		RESET ROLE;
+		SELECT pg_column_size(s.*) FROM saga.saga s WHERE s.xmin::text = pg_current_xact_id()::text;
+		ROLLBACK;
+	SQL
+	)
+	size=$(tail -n 1 <<<"$size")
+	keep row_size "$size"
+	as_bench -c "SET client_min_messages = warning" -c "DROP TABLE IF EXISTS plain" \
+		-c "CREATE TABLE plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload text)"
+	out=$(as_bench -At -v orders="$orders" -v payload=$((size > 40 ? size - 36 : 4)) <<-'SQL'
+		SET client_min_messages = error;
+		SET bench.payload = :payload;
+		SELECT saga.begin('order', order_input(o, true)) FROM orders o LIMIT 0;
+		BEGIN;
+		SELECT clock_timestamp() AS t0, pg_current_wal_insert_lsn() AS w0 \gset
+		DO $$
+		DECLARE
+			payload text := repeat('x', current_setting('bench.payload')::int);
+			o orders;
+		BEGIN
+			FOR o IN SELECT * FROM orders LOOP
+				INSERT INTO plain (payload) VALUES (payload);
+			END LOOP;
+		END $$;
+		SELECT clock_timestamp() AS t1, pg_current_wal_insert_lsn() AS w1 \gset
+		ROLLBACK;
+		BEGIN;
+		SELECT clock_timestamp() AS t2, pg_current_wal_insert_lsn() AS w2 \gset
+		DO $$
+		DECLARE
+			input jsonb;
+			o orders;
+		BEGIN
+			SELECT order_input(orders, true) INTO input FROM orders LIMIT 1;
+			FOR o IN SELECT * FROM orders LOOP
+				PERFORM saga.begin('order', input);
+			END LOOP;
+		END $$;
+		SELECT clock_timestamp() AS t3, pg_current_wal_insert_lsn() AS w3 \gset
+		ROLLBACK;
+		SELECT extract(epoch FROM :'t1'::timestamptz - :'t0') * 1e6 / :orders,
+			(:'w1'::pg_lsn - :'w0') / :orders,
+			extract(epoch FROM :'t3'::timestamptz - :'t2') * 1e6 / :orders,
+			(:'w3'::pg_lsn - :'w2') / :orders;
+	SQL
+	)
+	out=$(tail -n 1 <<<"$out")
+	keep insert_us "$(cut -d'|' -f1 <<<"$out")"
+	keep insert_wal "$(cut -d'|' -f2 <<<"$out")"
+	keep begin_us "$(cut -d'|' -f3 <<<"$out")"
+	keep begin_wal "$(cut -d'|' -f4 <<<"$out")"
+}
+
+# latency NAME N: p50 and p99 of a pgbench script, one client.
+latency()
+{
+	local name=$1 n=$2 out
+
+	rm -f "$scratch"/tmp/lat*
+	out=$(as_user "$bindir/pgbench" -n -U bench -d bench -c 1 -t "$n" -D n=0 -l --log-prefix="$scratch/tmp/lat" \
+		-f "$scratch/src/bench/latency_$name.pgbench" 2>&1) || die "$out"
+	keep "${name}_p50" "$(cat "$scratch"/tmp/lat.* | percentile 50)"
+	keep "${name}_p99" "$(cat "$scratch"/tmp/lat.* | percentile 99)"
+}
+
+# The largest private memory of a worker, in kB.
+worker_memory()
+{
+	local pid
+
+	for pid in $(ask "SELECT pid FROM pg_stat_activity WHERE backend_type = 'saga worker' AND datname = 'bench'"); do
+		sed -n 's/^RssAnon:[^0-9]*\([0-9]*\).*/\1/p' "/proc/$pid/status" 2>/dev/null || true
+	done | sort -n | tail -n 1
+}
+
+# Samples when a fifth has ended and when all have.
+measure_memory()
+{
+	local before sample
+
+	as_bench -c "CALL reset($memory, $items)"
+	before=$(ask "SELECT count(*) FROM saga.sagas WHERE finished_at IS NOT NULL")
+	as_bench -c "SELECT count(saga.begin('order', order_input(o, false))) FROM orders o" >/dev/null
+	while [ "$(ask "SELECT count(*) FROM saga.sagas WHERE finished_at IS NOT NULL")" -lt $((before + memory / 5)) ]; do
+		sleep 0.2
+	done
+	sample=$(worker_memory)
+	keep memory_fifth "${sample:-0}"
+	wait_for_end 600
+	sample=$(worker_memory)
+	keep memory_all "${sample:-0}"
+}
+
+transactions()
+{
+	as_user "$bindir/psql" -XAtq -d template1 -c "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database WHERE datname IN ('bench', 'postgres')"
+}
+
+# Nobody is connected, autovacuum is off: whatever runs is saga's.
+measure_idle()
+{
+	local from
+
+	wait_for_end 60
+	psql -c "ALTER SYSTEM SET autovacuum = off" -c "SELECT pg_reload_conf()" >/dev/null
+	sleep 12	# what ran before has reported by now
+	from=$(transactions)
+	sleep "$idle"
+	keep idle "$(awk -v n="$(($(transactions) - from))" -v s="$idle" 'BEGIN {printf "%.1f", n * 60 / s}')"
+}
+
+psql -d postgres -c "CREATE ROLE bench LOGIN" -c "CREATE DATABASE bench OWNER bench"
+psql -c "CREATE EXTENSION pg_walinspect" -c "CREATE EXTENSION saga" -c "SELECT saga.grant_usage('bench')" >/dev/null
+as_bench -f "$scratch/src/bench/schema.sql"
+as_bench -f "$scratch/src/bench/saga.sql"
+
+for round in $(seq "$rounds"); do
+	progress "round $round of $rounds"
+	if want floors; then
+		progress "floors"
+		floor_a 8
+		floor_a 32
+		floor_in_server floor_b
+		floor_in_server floor_c
+	fi
+	if want drain; then
+		for percent in 0 5 100; do
+			progress "drain, $percent % compensated"
+			drain $percent
+		done
+	fi
+	if want begin; then
+		progress "begin"
+		begin_cost
+	fi
+	if want latency; then
+		progress "latency"
+		reset
+		latency insert 2000
+		latency saga 2000
+	fi
+done
+if want memory; then
+	progress "memory, $memory sagas"
+	measure_memory
+fi
+if want idle; then
+	progress "idle, $idle s"
+	measure_idle
+fi
+
+# row NAME VALUE UNIT [RATIO-A RATIO-C TARGET]
+row()
+{
+	[ -n "$2" ] || return 0
+	printf '| %-52s | %10s | %-9s | %9s | %9s | %-22s |\n' "$1" "$2" "$3" "${4:-}" "${5:-}" "${6:-}"
+}
+ratio()
+{
+	[ -n "$1" ] && [ -n "$2" ] || return 0
+	awk -v a="$1" -v b="$2" 'BEGIN {if (b > 0) printf "%.2f", a / b}'
+}
+number()
+{
+	[ -n "$2" ] || return 0
+	printf "%.$1f" "$2"
+}
+rate_row()
+{
+	local v
+
+	v=$(value "$2")
+	row "$1" "$(number 0 "$v")" "$3" "$(ratio "$v" "$a32")" "$(ratio "$v" "$c")" "${4:-}"
+}
+
+a32=$(value floor_a32)
+c=$(value floor_c)
+
+echo
+echo "$(sed -n 's/^model name[^:]*: *//p' /proc/cpuinfo | head -n 1), $(nproc) cores, $(awk '/^MemTotal/ {printf "%.0f GB", $2 / 1048576}' /proc/meminfo), Linux $(uname -r),"
+echo "$(ask 'SHOW server_version' | sed 's/^/PostgreSQL /'), fsync and synchronous_commit on, $orders orders, $items items, medians of $rounds"
+echo
+printf '| %-52s | %10s | %-9s | %9s | %9s | %-22s |\n' measurement value unit "/ floor A" "/ floor C" "to reach"
+echo "|---|--:|---|--:|--:|---|"
+rate_row "floor A: 3 transactions per order, 8 connections" floor_a8 orders/s
+rate_row "floor A: 3 transactions per order, 32 connections" floor_a32 orders/s
+rate_row "floor B: one loop, a commit per 50 orders" floor_b orders/s
+rate_row "floor C: step functions in subtransactions, same loop" floor_c orders/s
+rate_row "sagas drained, 0 % compensated" drain0 sagas/s "3 x A, 0.6 x C"
+rate_row "sagas drained, 5 % compensated" drain5 sagas/s
+rate_row "sagas drained, 100 % compensated" drain100 sagas/s
+row "WAL per saga, 0 / 5 / 100 % compensated" "$(value wal0)" bytes "" "" "5 %: $(value wal5), 100 %: $(value wal100)"
+row "commits per saga, 0 / 5 / 100 % compensated" "$(value commits0)" commits "" "" "5 %: $(value commits5), 100 %: $(value commits100)"
+row "begin to completed, one at a time, p50" "$(number 0 "$(value saga_p50)")" us "" "" "under 4 INSERT commits"
+row "begin to completed, one at a time, p99" "$(number 0 "$(value saga_p99)")" us
+row "4 plain INSERT commits, p50" "$(number 0 "$(value insert_p50)")" us
+row "4 plain INSERT commits, p99" "$(number 0 "$(value insert_p99)")" us
+row "saga.begin" "$(number 2 "$(value begin_us)")" us "" "" \
+	"1.5 x INSERT; it is $(ratio "$(value begin_us)" "$(value insert_us)")"
+row "plain INSERT of a row of $(value row_size) bytes" "$(number 2 "$(value insert_us)")" us
+row "saga.begin, WAL" "$(number 0 "$(value begin_wal)")" bytes "" "" \
+	"it is $(ratio "$(value begin_wal)" "$(value insert_wal)") x INSERT"
+row "plain INSERT of a row of $(value row_size) bytes, WAL" "$(number 0 "$(value insert_wal)")" bytes
+row "worker's private memory after $((memory / 5)) sagas" "$(value memory_fifth)" kB
+row "worker's private memory after $memory sagas" "$(value memory_all)" kB "" "" flat
+row "transactions per minute when idle" "$(value idle)" per_min "" "" 0
