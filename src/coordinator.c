@@ -1,0 +1,352 @@
+/*
+ * coordinator.c
+ *		The saga coordinator of a database: looks after what no worker does.
+ *
+ * It finds out whether the database has the extension; records operations
+ * whose process ended; looks at the database as a whole, at first, when
+ * something falls due and at most once a minute, and has workers started for
+ * the roles that have something to do; acts on messages for roles that can
+ * have no worker; sends alerts.
+ *
+ * It is a superuser's session and runs no user code, ever.  Whatever ALTER
+ * DATABASE or ALTER ROLE ... SET says, its settings are its own.
+ *
+ * It leaves soon after it has nothing to do; the time at which the database is
+ * to be looked at next stays in shared memory, and the launcher starts it
+ * again.  Killed at any line: what it was wanted for is wanted again.
+ */
+#include "postgres.h"
+
+#include "access/xact.h"
+#include "access/twophase.h"
+#include "commands/extension.h"
+#include "executor/spi.h"
+#include "miscadmin.h"
+#include "pgstat.h"
+#include "postmaster/bgworker.h"
+#include "postmaster/interrupt.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "tcop/tcopprot.h"
+#include "utils/backend_status.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/snapmgr.h"
+#include "utils/timestamp.h"
+
+#include "compat.h"
+#include "engine.h"
+#include "guc.h"
+#include "owner.h"
+#include "process.h"
+#include "shared.h"
+
+/* How long it stays when there is nothing to do. */
+#define LINGER			(5 * USECS_PER_SEC)
+
+/* Between two looks at the whole database: at least, and at most while
+ * something is unfinished. */
+#define SWEEP_PAUSE		(200 * INT64CONST(1000))
+#define SWEEP_INTERVAL	(60 * USECS_PER_SEC)
+
+static TimestampTz last_sweep = 0;
+
+static void
+begin_transaction(void)
+{
+	SetCurrentStatementStartTimestamp();
+	StartTransactionCommand();
+}
+
+static void
+commit_transaction(void)
+{
+	CommitTransactionCommand();
+	pgstat_report_stat(false);
+}
+
+static void
+abort_transaction(void)
+{
+	AbortCurrentTransaction();
+	pgstat_report_stat(false);
+}
+
+static const SagaDriver coordinator_driver = {
+	.begin = begin_transaction,
+	.commit = commit_transaction,
+	.abort = abort_transaction,
+	.worker = false
+};
+
+/* The settings of this session, whatever database and role say. */
+static void
+pin_settings(void)
+{
+	static const char *const settings[][2] = {
+		{"role", "none"},
+		{"search_path", "pg_catalog, pg_temp"},
+		{"session_replication_role", "origin"},
+		{"default_transaction_isolation", "read committed"},
+		{"default_transaction_read_only", "off"},
+		{"default_transaction_deferrable", "off"},
+		{"statement_timeout", "0"},
+		{"lock_timeout", "0"},
+		{"idle_in_transaction_session_timeout", "0"},
+		SAGA_TRANSACTION_TIMEOUT_OFF
+		{"row_security", "on"},
+		{"synchronous_commit", "on"},
+		{"plan_cache_mode", "auto"},
+		{"max_parallel_workers_per_gather", "0"},
+		{"jit", "off"},
+	};
+
+	for (int i = 0; i < (int) lengthof(settings); i++)
+		SetConfigOption(settings[i][0], settings[i][1],
+						PGC_SUSET, PGC_S_OVERRIDE);
+}
+
+/* Has the database the extension, and of our version?  Tells shared memory. */
+static bool
+probe(void)
+{
+	bool		ready;
+	bool		there;
+
+	begin_transaction();
+	ready = saga_extension_ready();
+	there = OidIsValid(get_extension_oid("saga", true));
+	commit_transaction();
+
+	saga_database_set_state(ready ? SAGA_DATABASE_READY :
+							SAGA_DATABASE_ABSENT);
+	if (!there)
+		saga_blocked_set(MyDatabaseId, InvalidOid, SAGA_BLOCKED_NOT);
+	else if (!ready &&
+		saga_blocked_set(MyDatabaseId, InvalidOid, SAGA_BLOCKED_VERSION))
+		ereport(LOG,
+				errmsg("extension \"saga\" and its library are of different versions"),
+				errdetail("The sagas of this database wait."),
+				errhint("Run ALTER EXTENSION saga UPDATE, and restart the server if the library was replaced."));
+	return ready;
+}
+
+/* Are there prepared transactions in this database?  If not, forget that
+ * there may be. */
+static bool
+has_prepared(void)
+{
+	bool		found = false;
+
+	if (!saga_database_has_prepared())
+		return false;
+	if (max_prepared_xacts > 0)
+	{
+		Oid			types[1] = {OIDOID};
+		Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
+
+		begin_transaction();
+		SPI_connect();
+		PushActiveSnapshot(GetTransactionSnapshot());
+		if (SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_prepared_xact() AS p"
+								  " WHERE p.dbid OPERATOR(pg_catalog.=) $1",
+								  1, types, values, NULL, true, 1) == SPI_OK_SELECT)
+			found = SPI_processed > 0;
+		PopActiveSnapshot();
+		SPI_finish();
+		commit_transaction();
+	}
+	if (!found)
+		saga_database_no_prepared();
+	return found;
+}
+
+/*
+ * Look at the database as a whole, and set the time of the next look.  What
+ * falls due earlier is left to the pools that know of it.
+ */
+static void
+sweep(void)
+{
+	TimestampTz due;
+	TimestampTz known;
+	TimestampTz next = DT_NOEND;
+	bool		prepared;
+	bool		unfinished;
+
+	pgstat_report_activity(STATE_RUNNING, "looking for sagas that are due");
+	/* asked before the look: who commits in between is seen by it, or asks for
+	 * another one */
+	saga_coordinator_set_deadline(DT_NOEND);
+	prepared = has_prepared();
+	due = saga_engine_sweep(&coordinator_driver, &unfinished);
+	last_sweep = GetCurrentTimestamp();
+
+	if (unfinished || prepared)
+		next = last_sweep + SWEEP_INTERVAL;
+	known = saga_pools_next_due();
+	if (due < known)
+		next = Min(next, Max(due, last_sweep + SWEEP_PAUSE));
+	if (next < saga_coordinator_deadline())
+		saga_coordinator_set_deadline(next);
+}
+
+/* Act on what people asked of sagas whose role can have no worker. */
+static void
+serve_blocked_roles(void)
+{
+	Oid			roles[SAGA_MAX_POOLS];
+	int			n = saga_pools_blocked(roles, SAGA_MAX_POOLS);
+
+	for (int i = 0; i < n; i++)
+	{
+		pgstat_report_activity(STATE_RUNNING,
+							   "acting on messages for a role without workers");
+		saga_engine_apply_messages(&coordinator_driver, roles[i]);
+	}
+}
+
+/* Record what was lost with its process; before anybody is given its saga. */
+static void
+record_lost(void)
+{
+	SagaLost	lost;
+
+	while (saga_shared_next_lost(&lost))
+	{
+		CHECK_FOR_INTERRUPTS();
+		pgstat_report_activity(STATE_RUNNING,
+							   "recording operations whose process ended");
+		ereport(LOG,
+				errmsg("a process ended during saga %lld",
+					   (long long) lost.what.saga_id),
+				errdetail("It was in attempt %d of the %s of step %d.",
+						  lost.what.attempt,
+						  saga_operation_name((SagaOperation) lost.what.operation),
+						  lost.what.step + 1));
+		saga_engine_record_lost(&coordinator_driver, &lost);
+		saga_shared_lost_done(&lost);
+	}
+}
+
+/* Do what is wanted; returns whether there was anything. */
+static bool
+take_turn(bool *ready)
+{
+	uint32		wants = saga_coordinator_take_wants();
+	TimestampTz now = GetCurrentTimestamp();
+
+	if ((wants & SAGA_WANT_PROBE) != 0)
+	{
+		*ready = probe();
+		if (!*ready)
+			return false;
+	}
+	if ((wants & SAGA_WANT_LOST) != 0)
+		record_lost();
+	if ((wants & SAGA_WANT_SWEEP) != 0 || saga_coordinator_deadline() <= now)
+	{
+		if (now - last_sweep < SWEEP_PAUSE)
+			saga_coordinator_set_deadline(last_sweep + SWEEP_PAUSE);
+		else
+		{
+			sweep();
+			wants |= SAGA_WANT_MESSAGES;
+		}
+	}
+	if ((wants & SAGA_WANT_MESSAGES) != 0)
+		serve_blocked_roles();
+	if ((wants & SAGA_WANT_ALERTS) != 0)
+	{
+		pgstat_report_activity(STATE_RUNNING, "sending alerts");
+		saga_engine_send_alerts(&coordinator_driver);
+	}
+	return wants != 0;
+}
+
+/* The work, until there is none or it is told to stop. */
+static void
+work(MemoryContext turn_context)
+{
+	bool		ready = true;
+	TimestampTz idle_since = GetCurrentTimestamp();
+
+	for (;;)
+	{
+		TimestampTz now;
+		TimestampTz until;
+
+		ResetLatch(MyLatch);
+		if (ProcDiePending || saga_coordinator_should_stop())
+			return;
+		QueryCancelPending = false;
+		CHECK_FOR_INTERRUPTS();
+		if (ConfigReloadPending)
+		{
+			ConfigReloadPending = false;
+			ProcessConfigFile(PGC_SIGHUP);
+		}
+		MemoryContextReset(turn_context);
+		MemoryContextSwitchTo(turn_context);
+
+		if (take_turn(&ready))
+		{
+			idle_since = GetCurrentTimestamp();
+			continue;
+		}
+
+		now = GetCurrentTimestamp();
+		until = Min(idle_since + LINGER, saga_coordinator_deadline());
+		if (!ready || now >= idle_since + LINGER ||
+			saga_coordinator_is_wanted_elsewhere())
+		{
+			if (!ready || saga_coordinator_try_leave())
+				return;
+			continue;
+		}
+		if (until <= now)
+			continue;
+
+		pgstat_report_stat(true);
+		pgstat_report_activity(STATE_IDLE, NULL);
+		(void) WaitLatch(MyLatch,
+						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 TimestampDifferenceMilliseconds(now, until) + 1,
+						 PG_WAIT_EXTENSION);
+	}
+}
+
+/* The main function of a coordinator. */
+void
+saga_coordinator_main(Datum arg)
+{
+	SagaStartArgs args;
+	MemoryContext turn_context;
+
+	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
+
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, die);
+
+	/* before anything that can fail: the place is given back at exit */
+	if (!saga_coordinator_enter(DatumGetInt32(arg), args.generation))
+		proc_exit(0);
+	BackgroundWorkerUnblockSignals();
+
+	BackgroundWorkerInitializeConnectionByOid(args.database, InvalidOid, 0);
+	pin_settings();
+
+	turn_context = AllocSetContextCreate(TopMemoryContext,
+										 "saga coordinator turn",
+										 ALLOCSET_DEFAULT_SIZES);
+	ereport(DEBUG1, errmsg_internal("saga coordinator started"));
+
+	/* the extension may have gone since the last one */
+	if (probe())
+		work(turn_context);
+
+	pgstat_report_stat(true);
+	saga_coordinator_leave();
+	proc_exit(0);
+}

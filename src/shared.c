@@ -1,0 +1,2733 @@
+/*
+ * shared.c
+ *		The shared memory of saga: who is there, what is to be looked at, and who
+ *		looks at it just now.
+ *
+ * The segment holds tables of fixed size:
+ *
+ * - databases: those in which something is unfinished or was not looked at
+ *	 since the start.  Each has the place of its coordinator.
+ * - pools: one per (database, role) that has, or lately had, something to do.
+ *	 Each has a ring of wake-ups, two small rings of sagas that run in a batch
+ *	 of one (by themselves, or because they are suspect), and the flag "scan":
+ *	 somebody has to look into the tables.
+ * - executors: processes that advance sagas of a pool; the first
+ *	 SAGA_MAX_WORKERS places are the launcher's to give to background workers,
+ *	 the others are taken by backends in the foreground.
+ * - operations that were lost with their process, and waiters.
+ *
+ * A table that is full loses no saga: what finds no room in a ring sets "scan";
+ * what finds no pool makes its database want a sweep; what finds no place for
+ * its database makes the launcher read pg_database again.  Entries that hold
+ * nothing are reused.
+ *
+ * Locks, in the order in which they are taken:
+ *
+ *		directory	which databases, pools and executors there are: shared to
+ *					find one, exclusive to make, give or free one.  An entry
+ *					stays where it is while the lock is held, or while one is
+ *					a member of the pool.
+ *		pool		one each: its rings, flags and members, and what those hold.
+ *		lost		the list of lost operations.
+ *		waiters		taken alone.
+ *
+ * Some functions run in the commit callback: they must not throw or allocate.
+ * None does, except saga_shared_init().
+ *
+ * No wake-up is lost:  who wakes has committed, then takes the lock of the
+ * pool and either finds the saga held (its dirty bit is set) or puts it into
+ * the ring.  Who holds it has committed when it gives it back under the same
+ * lock, and sees the bit.  A worker goes to sleep or leaves under that lock
+ * too, after it found the rings empty; who puts then finds it idle and sets
+ * its latch, or finds none and sets the launcher's.
+ *
+ * A process that ends, however it does short of a crash of the whole server,
+ * gives back its place in an on_shmem_exit callback: after its transaction was
+ * rolled back, so that whoever takes its sagas finds their rows unlocked.
+ */
+#include "postgres.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "port/atomics.h"
+#include "storage/ipc.h"
+#include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/pmsignal.h"
+#include "storage/shmem.h"
+#include "utils/backend_status.h"
+#include "utils/builtins.h"
+#include "utils/pidfile.h"
+#include "utils/timestamp.h"
+
+#include "guc.h"
+#include "inflight.h"
+#include "shared.h"
+
+#define RING_SIZE		1024
+#define SIDE_RING_SIZE	64
+#define NEXECUTORS		(SAGA_MAX_WORKERS + SAGA_MAX_FOREGROUND)
+#define NLOST			128
+#define NWAITERS		256
+
+/* The tranche: directory, waiters, lost, and one lock per pool. */
+#define NLOCKS			(3 + SAGA_MAX_POOLS)
+
+/* Notes of a transaction; see saga_wake_at_commit(). */
+#define NNOTES			64
+#define NNOTED_ROLES	8
+
+/* How long a database is left alone between two looks at it as a whole. */
+#define SWEEP_INTERVAL	(60 * USECS_PER_SEC)
+
+#define NOBODY			(-1)
+
+/* A ring of wake-ups; the array is elsewhere. */
+typedef struct RingHead
+{
+	int			first;
+	int			count;
+} RingHead;
+
+typedef struct Executor
+{
+	/* The directory lock, exclusive, guards these. */
+	uint32		generation;		/* of this use of the place */
+	SagaProcessKind kind;
+	Oid			database;
+	Oid			role;
+	int			pool;			/* index */
+	int			pid;			/* 0 until the process has come to life */
+	Latch	   *latch;			/* its own; NULL until then */
+	TimestampTz started_at;
+
+	/* Set by anyone who holds the directory lock, read by the executor. */
+	volatile bool stop_requested;	/* to go, once nothing is in hand */
+	volatile bool terminated;	/* we have sent it SIGTERM */
+
+	/* The lock of the pool guards these. */
+	SagaProcessState state;
+	TimestampTz since;			/* in this state */
+	bool		progress;		/* has given a saga back after a commit */
+	int			turn;			/* which ring comes first at the next take */
+	int			nheld;
+	int			nsuspects;		/* of those */
+	SagaRef		held[SAGA_MAX_BATCH];	/* in flight */
+	bool		dirty[SAGA_MAX_BATCH];	/* and woken since */
+
+	/* Written by the executor alone, read by anyone, with no lock: what it
+	 * does.  saga_id is written last and cleared first. */
+	SagaOperationRef doing;
+	TimestampTz doing_since;
+} Executor;
+
+typedef struct Pool
+{
+	/* The directory lock, exclusive, guards these.  InvalidOid: unused. */
+	Oid			database;
+	Oid			role;
+	int			db;				/* index of its database */
+
+	/* The lock of the pool guards the rest. */
+	int			nmembers;
+	int16		members[NEXECUTORS];	/* indexes of executors */
+	bool		scan;			/* the tables hold due sagas not in a ring */
+	bool		scan_goes_on;	/* the last scan did not reach the end */
+	int			scanner;		/* executor that scans, or NOBODY */
+	int			last_scanner;	/* executor whose scan goes on, or NOBODY */
+	TimestampTz next_due;		/* then "scan" is set */
+	bool		told;			/* the launcher knows that there is work */
+	TimestampTz waiting_since;	/* with told */
+	SagaBlocked blocked;		/* why there is no worker */
+	int			failures;		/* to start one, or of one, in a row */
+	TimestampTz retry_at;		/* start none before */
+	RingHead	ring;
+	RingHead	alone;
+	RingHead	suspects;
+	SagaRef		ring_refs[RING_SIZE];
+	SagaRef		alone_refs[SIDE_RING_SIZE];
+	SagaRef		suspect_refs[SIDE_RING_SIZE];
+} Pool;
+
+typedef struct Database
+{
+	/* The directory lock, exclusive, guards these.  InvalidOid: unused. */
+	Oid			oid;
+	SagaDatabaseState state;
+	int			closers;		/* how many keep it closed */
+	TimestampTz waiting_since;	/* for a coordinator */
+	SagaBlocked blocked;		/* why there is no coordinator */
+	int			failures;
+	TimestampTz retry_at;
+
+	/* Its coordinator; the same lock. */
+	SagaProcessState coordinator;	/* FREE, STARTING or BUSY */
+	uint32		generation;
+	int			pid;
+	Latch	   *latch;
+	TimestampTz started_at;
+	volatile bool stop_requested;
+
+	/* Atomic; anyone who holds the directory lock. */
+	pg_atomic_uint32 wants;		/* SAGA_WANT_* */
+	pg_atomic_uint32 prepared;	/* sagas begun in prepared transactions */
+	pg_atomic_uint64 deadline;	/* a TimestampTz: when to sweep */
+} Database;
+
+typedef struct Waiter
+{
+	Oid			database;		/* InvalidOid: unused */
+	int64		saga_id;
+	Latch	   *latch;
+} Waiter;
+
+typedef struct Shared
+{
+	/* Written by the launcher alone. */
+	Latch	   *volatile launcher;	/* NULL while there is none */
+	int			launcher_pid;
+	TimestampTz launcher_since;
+
+	pg_atomic_uint32 databases_changed;
+	pg_atomic_uint32 roles_changed;
+	pg_atomic_uint32 slot_wanted;	/* one coordinator is to give way */
+	pg_atomic_uint32 nlost;
+	pg_atomic_uint32 nwaiters;
+
+	Database	databases[SAGA_MAX_DATABASES];
+	Executor	executors[NEXECUTORS];
+	SagaLost	lost[NLOST];	/* lock "lost" */
+	Waiter		waiters[NWAITERS];	/* lock "waiters" */
+	Pool		pools[SAGA_MAX_POOLS];
+} Shared;
+
+static Shared *shared = NULL;
+static LWLockPadded *locks = NULL;
+
+#define DIRECTORY_LOCK	(&locks[0].lock)
+#define WAITERS_LOCK	(&locks[1].lock)
+#define LOST_LOCK		(&locks[2].lock)
+#define POOL_LOCK(pool)	(&locks[3 + ((pool) - shared->pools)].lock)
+
+/* Who I am. */
+static int	my_executor = NOBODY;
+static int	my_coordinator = NOBODY;	/* index of the database */
+static int	my_waiter = NOBODY;
+static bool am_launcher = false;
+static bool exit_registered = false;
+
+/* Databases that I keep closed. */
+static Oid	my_closed[4];
+static int	my_nclosed = 0;
+
+/* What the current transaction wants once it has committed. */
+typedef struct WakeNote
+{
+	Oid			role;
+	SagaRef		ref;
+	bool		message;
+} WakeNote;
+
+typedef struct DueNote
+{
+	Oid			role;
+	TimestampTz when;
+} DueNote;
+
+static struct
+{
+	bool		any;			/* is there anything in here? */
+	bool		all;			/* too many roles: sweep */
+	uint32		wants;			/* of the coordinator */
+	int			nnotes;
+	int			nroles;
+	int			ndues;
+	Oid			roles[NNOTED_ROLES];	/* look at all of theirs */
+	DueNote		dues[NNOTED_ROLES];
+	WakeNote	notes[NNOTES];
+}			pending;
+
+static shmem_request_hook_type prev_shmem_request_hook = NULL;
+static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
+
+/* ---- finding and making entries --------------------------------------- */
+
+static void
+wake_launcher(void)
+{
+	Latch	   *latch = shared->launcher;
+
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+static Database *
+find_database(Oid oid)
+{
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		if (shared->databases[i].oid == oid)
+			return &shared->databases[i];
+	return NULL;
+}
+
+static Pool *
+find_pool(Oid database, Oid role)
+{
+	static int	last = 0;
+	Pool	   *pool = &shared->pools[last];
+
+	if (pool->role == role && pool->database == database)
+		return pool;
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+	{
+		pool = &shared->pools[i];
+		if (pool->role == role && pool->database == database)
+		{
+			last = i;
+			return pool;
+		}
+	}
+	return NULL;
+}
+
+/* Has a pool nothing that somebody must remember?  The directory lock is held
+ * exclusively, so that nobody has the lock of the pool who is no member. */
+static bool
+pool_is_empty(const Pool *pool)
+{
+	return pool->nmembers == 0 && !pool->scan &&
+		pool->ring.count == 0 && pool->alone.count == 0 &&
+		pool->suspects.count == 0 && pool->next_due == DT_NOEND;
+}
+
+static void
+free_pool(Pool *pool)
+{
+	pool->database = InvalidOid;
+	pool->role = InvalidOid;
+}
+
+/* Make sure that the database is looked at no later than that. */
+static void
+lower_deadline(Database *db, TimestampTz when)
+{
+	uint64		old = pg_atomic_read_u64(&db->deadline);
+
+	while (when < (TimestampTz) old &&
+		   !pg_atomic_compare_exchange_u64(&db->deadline, &old, (uint64) when))
+		;
+}
+
+/* Remember that something may be unfinished here. */
+static void
+note_unfinished(Database *db)
+{
+	if ((TimestampTz) pg_atomic_read_u64(&db->deadline) == DT_NOEND)
+		lower_deadline(db, GetCurrentTimestamp() + SWEEP_INTERVAL);
+}
+
+/* Has a database nothing that somebody must remember?  Frees its pools if so. */
+static bool
+reclaim_database(Database *db)
+{
+	int			n = db - shared->databases;
+
+	if (db->closers > 0 || db->coordinator != SAGA_PROCESS_FREE ||
+		pg_atomic_read_u32(&db->wants) != 0 ||
+		pg_atomic_read_u32(&db->prepared) != 0 ||
+		(TimestampTz) pg_atomic_read_u64(&db->deadline) != DT_NOEND)
+		return false;
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+		if (OidIsValid(shared->pools[i].database) &&
+			shared->pools[i].db == n && !pool_is_empty(&shared->pools[i]))
+			return false;
+
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+		if (OidIsValid(shared->pools[i].database) && shared->pools[i].db == n)
+			free_pool(&shared->pools[i]);
+	db->oid = InvalidOid;
+	return true;
+}
+
+/* The entry of a database, made if there is none; NULL when the table is
+ * full.  The directory lock is held exclusively. */
+static Database *
+make_database(Oid oid)
+{
+	Database   *db = find_database(oid);
+
+	if (db != NULL)
+		return db;
+	db = find_database(InvalidOid);
+	for (int i = 0; db == NULL && i < SAGA_MAX_DATABASES; i++)
+		if (reclaim_database(&shared->databases[i]))
+			db = &shared->databases[i];
+	if (db == NULL)
+	{
+		pg_atomic_fetch_or_u32(&shared->databases_changed,
+							   SAGA_DATABASES_ALL);
+		wake_launcher();
+		return NULL;
+	}
+
+	db->oid = oid;
+	db->state = SAGA_DATABASE_UNKNOWN;
+	db->closers = 0;
+	db->waiting_since = 0;
+	db->blocked = SAGA_BLOCKED_NOT;
+	db->failures = 0;
+	db->retry_at = 0;
+	db->coordinator = SAGA_PROCESS_FREE;
+	db->pid = 0;
+	db->latch = NULL;
+	db->stop_requested = false;
+	pg_atomic_write_u32(&db->wants, 0);
+	pg_atomic_write_u32(&db->prepared, 0);
+	pg_atomic_write_u64(&db->deadline, (uint64) DT_NOEND);
+	return db;
+}
+
+/* Tell the coordinator of a database, or the launcher, that it is wanted. */
+static void
+want(Database *db, uint32 what)
+{
+	pg_atomic_fetch_or_u32(&db->wants, what);
+	if (db->latch != NULL)
+		SetLatch(db->latch);
+	else
+		wake_launcher();
+}
+
+/*
+ * An unused pool; if need be one that only waits for a time, which its
+ * database then remembers, or one that can have no worker.  NULL when all are
+ * in use.  The directory lock is held exclusively.
+ */
+static Pool *
+reclaim_pool(void)
+{
+	Pool	   *candidate = NULL;
+
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+	{
+		Pool	   *pool = &shared->pools[i];
+
+		if (!OidIsValid(pool->database) || pool_is_empty(pool))
+			return pool;
+		if (pool->nmembers > 0)
+			continue;
+		if ((pool->ring.count == 0 && pool->alone.count == 0 &&
+			 pool->suspects.count == 0 && !pool->scan) ||
+			(pool->blocked != SAGA_BLOCKED_NOT &&
+			 pool->blocked < SAGA_BLOCKED_VERSION))
+			candidate = pool;
+	}
+	if (candidate != NULL)
+	{
+		Database   *db = &shared->databases[candidate->db];
+
+		note_unfinished(db);
+		lower_deadline(db, candidate->next_due);
+	}
+	return candidate;
+}
+
+static Pool *
+make_pool(Oid database, Oid role)
+{
+	Database   *db;
+	Pool	   *pool = find_pool(database, role);
+
+	if (pool != NULL)
+		return pool;
+	db = make_database(database);
+	if (db == NULL)
+		return NULL;
+	pool = reclaim_pool();
+	if (pool == NULL)
+	{
+		/* try again in a while: by then some pool has been drained */
+		note_unfinished(db);
+		return NULL;
+	}
+
+	pool->database = database;
+	pool->role = role;
+	pool->db = db - shared->databases;
+	pool->nmembers = 0;
+	pool->scan = false;
+	pool->scan_goes_on = false;
+	pool->scanner = NOBODY;
+	pool->last_scanner = NOBODY;
+	pool->next_due = DT_NOEND;
+	pool->told = false;
+	pool->waiting_since = 0;
+	pool->blocked = SAGA_BLOCKED_NOT;
+	pool->failures = 0;
+	pool->retry_at = 0;
+	pool->ring.first = pool->ring.count = 0;
+	pool->alone.first = pool->alone.count = 0;
+	pool->suspects.first = pool->suspects.count = 0;
+	return pool;
+}
+
+/* Lock a pool, and the directory; NULL, with nothing locked, if there is none
+ * and none can be made. */
+static Pool *
+lock_pool(Oid database, Oid role, bool make)
+{
+	Pool	   *pool;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	pool = find_pool(database, role);
+	if (pool == NULL && make)
+	{
+		LWLockRelease(DIRECTORY_LOCK);
+		LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+		pool = make_pool(database, role);
+	}
+	if (pool == NULL)
+	{
+		LWLockRelease(DIRECTORY_LOCK);
+		return NULL;
+	}
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	return pool;
+}
+
+static void
+unlock_pool(Pool *pool)
+{
+	LWLockRelease(POOL_LOCK(pool));
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+/* ---- rings: the lock of the pool is held ------------------------------ */
+
+static bool
+ring_push(RingHead *head, SagaRef *refs, int size, const SagaRef *ref)
+{
+	if (head->count >= size)
+		return false;
+	refs[(head->first + head->count) % size] = *ref;
+	head->count++;
+	return true;
+}
+
+static bool
+ring_pop(RingHead *head, SagaRef *refs, int size, SagaRef *ref)
+{
+	if (head->count == 0)
+		return false;
+	*ref = refs[head->first];
+	head->first = (head->first + 1) % size;
+	head->count--;
+	return true;
+}
+
+static bool
+ring_has(const RingHead *head, const SagaRef *refs, int size, int64 id)
+{
+	for (int i = 0; i < head->count; i++)
+		if (refs[(head->first + i) % size].id == id)
+			return true;
+	return false;
+}
+
+/* Put a saga where it belongs; without room for it the tables are scanned. */
+static bool
+put_ref(Pool *pool, const SagaRef *ref)
+{
+	bool		done;
+
+	if (ref->suspect)
+		done = ring_push(&pool->suspects, pool->suspect_refs,
+						 SIDE_RING_SIZE, ref);
+	else if (ref->alone)
+		done = ring_push(&pool->alone, pool->alone_refs, SIDE_RING_SIZE, ref);
+	else
+		done = ring_push(&pool->ring, pool->ring_refs, RING_SIZE, ref);
+	if (!done)
+		pool->scan = true;
+	return done;
+}
+
+static bool
+has_ref(const Pool *pool, const SagaRef *ref)
+{
+	if (ref->suspect)
+		return ring_has(&pool->suspects, pool->suspect_refs,
+						SIDE_RING_SIZE, ref->id);
+	if (ref->alone)
+		return ring_has(&pool->alone, pool->alone_refs,
+						SIDE_RING_SIZE, ref->id);
+	return ring_has(&pool->ring, pool->ring_refs, RING_SIZE, ref->id);
+}
+
+/* The executor that holds this saga, and where in its list; or NULL. */
+static Executor *
+find_holder(Pool *pool, int64 id, int *position)
+{
+	for (int m = 0; m < pool->nmembers; m++)
+	{
+		Executor   *executor = &shared->executors[pool->members[m]];
+
+		for (int i = 0; i < executor->nheld; i++)
+			if (executor->held[i].id == id)
+			{
+				*position = i;
+				return executor;
+			}
+	}
+	return NULL;
+}
+
+/* How many workers a role can have at most: one place is kept for others. */
+static int
+pool_limit(void)
+{
+	return Min(saga_workers_per_role, Max(1, saga_max_workers - 1));
+}
+
+/* On how many workers of a pool do suspects run? */
+static int
+count_suspect_workers(const Pool *pool)
+{
+	int			n = 0;
+
+	for (int m = 0; m < pool->nmembers; m++)
+	{
+		Executor   *executor = &shared->executors[pool->members[m]];
+
+		if (executor->kind == SAGA_PROCESS_WORKER && executor->nsuspects > 0)
+			n++;
+	}
+	return n;
+}
+
+/*
+ * May a worker take a suspect?  One worker of the pool stays free of them; if
+ * there is one only, they come after everything else.
+ */
+static bool
+suspects_allowed(const Pool *pool)
+{
+	int			limit = pool_limit();
+
+	if (pool->suspects.count == 0)
+		return false;
+	if (limit > 1)
+		return count_suspect_workers(pool) < limit - 1;
+	return pool->ring.count == 0 && pool->alone.count == 0 && !pool->scan &&
+		count_suspect_workers(pool) == 0;
+}
+
+static bool
+scan_is_wanted(const Pool *pool, TimestampTz now)
+{
+	return (pool->scan || pool->next_due <= now) && pool->scanner == NOBODY;
+}
+
+static bool
+pool_has_work(const Pool *pool, TimestampTz now)
+{
+	return pool->ring.count > 0 || pool->alone.count > 0 ||
+		scan_is_wanted(pool, now) || suspects_allowed(pool);
+}
+
+static void
+set_state(Executor *executor, SagaProcessState state)
+{
+	if (executor->state == state)
+		return;
+	executor->state = state;
+	/* the time a worker was woken is of no interest, and this path is hot */
+	if (state == SAGA_PROCESS_IDLE)
+		executor->since = GetCurrentTimestamp();
+}
+
+/*
+ * There is work: returns the latch of the one to be told, if any: an idle
+ * worker, unless one that was just woken can do it all, or the launcher.
+ */
+static Latch *
+wake_pool(Pool *pool)
+{
+	Executor   *idle = NULL;
+	bool		coming = false;
+	int			nworkers = 0;
+
+	for (int m = 0; m < pool->nmembers; m++)
+	{
+		Executor   *executor = &shared->executors[pool->members[m]];
+
+		if (executor->kind != SAGA_PROCESS_WORKER)
+			continue;
+		nworkers++;
+		if (executor->stop_requested)
+			continue;
+		if (executor->state == SAGA_PROCESS_WOKEN ||
+			executor->state == SAGA_PROCESS_STARTING)
+			coming = true;
+		else if (executor->state == SAGA_PROCESS_IDLE && idle == NULL)
+			idle = executor;
+	}
+	if (coming && pool->ring.count < saga_batch_size)
+		return NULL;
+	if (idle != NULL)
+	{
+		idle->state = SAGA_PROCESS_WOKEN;
+		return idle->latch;
+	}
+	if (pool->told || nworkers >= saga_workers_per_role)
+		return NULL;
+	pool->told = true;
+	return shared->launcher;
+}
+
+static void
+unlock_and_wake(Pool *pool)
+{
+	Latch	   *latch = wake_pool(pool);
+
+	unlock_pool(pool);
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+/* Can the pool have no worker because of its role? */
+static bool
+role_is_blocked(SagaBlocked blocked)
+{
+	return blocked == SAGA_BLOCKED_NO_ROLE ||
+		blocked == SAGA_BLOCKED_NO_LOGIN ||
+		blocked == SAGA_BLOCKED_NO_CONNECT;
+}
+
+/* ---- any backend ------------------------------------------------------ */
+
+bool
+saga_shared_available(void)
+{
+	return shared != NULL;
+}
+
+/* One wake-up, under the lock of the pool. */
+static void
+wake_saga(Pool *pool, const SagaRef *ref, bool message)
+{
+	Database   *db = &shared->databases[pool->db];
+	Executor   *holder;
+	int			i;
+
+	note_unfinished(db);
+	if (message)
+	{
+		holder = find_holder(pool, ref->id, &i);
+		if (holder != NULL)
+		{
+			holder->dirty[i] = true;
+			return;
+		}
+		if (role_is_blocked(pool->blocked))
+		{
+			want(db, SAGA_WANT_MESSAGES);
+			return;
+		}
+	}
+	put_ref(pool, ref);
+}
+
+void
+saga_wake_now(Oid role, const SagaRef *ref, bool message)
+{
+	Pool	   *pool;
+
+	if (shared == NULL)
+		return;
+	pool = lock_pool(MyDatabaseId, role, true);
+	if (pool == NULL)
+		return;
+	wake_saga(pool, ref, message);
+	unlock_and_wake(pool);
+}
+
+void
+saga_wake_at_commit(Oid role, int64 id, int16 slot, bool message)
+{
+	WakeNote   *note;
+
+	if (shared == NULL)
+		return;
+	pending.any = true;
+	if (pending.nnotes < NNOTES)
+	{
+		note = &pending.notes[pending.nnotes++];
+		note->role = role;
+		note->ref.id = id;
+		note->ref.slot = slot;
+		note->ref.alone = false;
+		note->ref.suspect = false;
+		note->message = message;
+		return;
+	}
+
+	/* a message for a saga in flight is found by the scan, or the sweep */
+	for (int i = 0; i < pending.nroles; i++)
+		if (pending.roles[i] == role)
+			return;
+	if (pending.nroles < NNOTED_ROLES)
+		pending.roles[pending.nroles++] = role;
+	else
+		pending.all = true;
+}
+
+void
+saga_pool_want_at(Oid role, TimestampTz when)
+{
+	Pool	   *pool;
+	Latch	   *latch = NULL;
+
+	if (shared == NULL || when == DT_NOEND)
+		return;
+	pool = lock_pool(MyDatabaseId, role, true);
+	if (pool == NULL)
+		return;
+	note_unfinished(&shared->databases[pool->db]);
+	if (when < pool->next_due)
+	{
+		bool		mine = false;
+
+		pool->next_due = when;
+		for (int m = 0; m < pool->nmembers; m++)
+			if (pool->members[m] == my_executor &&
+				my_executor < SAGA_MAX_WORKERS)
+				mine = true;
+		/* somebody has to set his alarm; I shall before I sleep */
+		if (!mine)
+		{
+			latch = shared->launcher;
+			for (int m = 0; m < pool->nmembers; m++)
+			{
+				Executor   *executor = &shared->executors[pool->members[m]];
+
+				if (executor->kind == SAGA_PROCESS_WORKER &&
+					executor->latch != NULL && !executor->stop_requested)
+				{
+					latch = executor->latch;
+					break;
+				}
+			}
+		}
+	}
+	unlock_pool(pool);
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+void
+saga_due_at(Oid role, TimestampTz when)
+{
+	if (shared == NULL || when == DT_NOEND)
+		return;
+	if (!IsTransactionState())
+	{
+		saga_pool_want_at(role, when);
+		return;
+	}
+	pending.any = true;
+	for (int i = 0; i < pending.ndues; i++)
+		if (pending.dues[i].role == role)
+		{
+			pending.dues[i].when = Min(pending.dues[i].when, when);
+			return;
+		}
+	if (pending.ndues < NNOTED_ROLES)
+	{
+		pending.dues[pending.ndues].role = role;
+		pending.dues[pending.ndues++].when = when;
+	}
+	else
+		pending.wants |= SAGA_WANT_SWEEP;
+}
+
+static void
+want_coordinator(uint32 what)
+{
+	Database   *db;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	db = find_database(MyDatabaseId);
+	if (db == NULL)
+	{
+		LWLockRelease(DIRECTORY_LOCK);
+		LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+		db = make_database(MyDatabaseId);
+	}
+	if (db != NULL)
+		want(db, what);
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+static void
+want_at_commit(uint32 what)
+{
+	if (shared == NULL)
+		return;
+	if (IsTransactionState())
+	{
+		pending.any = true;
+		pending.wants |= what;
+	}
+	else
+		want_coordinator(what);
+}
+
+void
+saga_wake_coordinator(void)
+{
+	want_at_commit(SAGA_WANT_ALERTS);
+}
+
+void
+saga_wake_database(void)
+{
+	want_at_commit(SAGA_WANT_SWEEP);
+}
+
+/* The transaction was prepared: nothing of ours is told when it commits. */
+static void
+note_prepared(void)
+{
+	Database   *db;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	db = make_database(MyDatabaseId);
+	if (db != NULL)
+	{
+		pg_atomic_write_u32(&db->prepared, 1);
+		note_unfinished(db);
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+static void
+act_on_commit(void)
+{
+	Pool	   *pool = NULL;
+
+	for (int i = 0; i < pending.nnotes; i++)
+	{
+		const WakeNote *note = &pending.notes[i];
+
+		if (pool != NULL && pool->role != note->role)
+		{
+			unlock_and_wake(pool);
+			pool = NULL;
+		}
+		if (pool == NULL)
+			pool = lock_pool(MyDatabaseId, note->role, true);
+		if (pool == NULL)
+			pending.wants |= SAGA_WANT_SWEEP;
+		else
+			wake_saga(pool, &note->ref, note->message);
+	}
+	if (pool != NULL)
+		unlock_and_wake(pool);
+
+	for (int i = 0; i < pending.nroles; i++)
+		saga_pool_want(pending.roles[i]);
+	for (int i = 0; i < pending.ndues; i++)
+		saga_pool_want_at(pending.dues[i].role, pending.dues[i].when);
+	if (pending.all)
+		pending.wants |= SAGA_WANT_SWEEP;
+	if (pending.wants != 0)
+		want_coordinator(pending.wants);
+}
+
+/* Interrupts are held here; nothing may throw or allocate. */
+static void
+at_transaction_end(XactEvent event, void *arg)
+{
+	(void) arg;
+	switch (event)
+	{
+		case XACT_EVENT_COMMIT:
+			if (pending.any)
+				act_on_commit();
+			break;
+		case XACT_EVENT_PREPARE:
+			if (pending.any)
+				note_prepared();
+			break;
+		case XACT_EVENT_ABORT:
+			if (my_waiter != NOBODY)
+				saga_waiter_forget();
+			break;
+		default:
+			return;
+	}
+	if (pending.any)
+	{
+		pending.any = false;
+		pending.all = false;
+		pending.wants = 0;
+		pending.nnotes = 0;
+		pending.nroles = 0;
+		pending.ndues = 0;
+	}
+}
+
+/* ---- waiters ---------------------------------------------------------- */
+
+static void register_exit(void);
+
+bool
+saga_waiter_register(int64 id)
+{
+	if (shared == NULL)
+		return false;
+	register_exit();
+	LWLockAcquire(WAITERS_LOCK, LW_EXCLUSIVE);
+	for (int i = 0; my_waiter == NOBODY && i < NWAITERS; i++)
+		if (!OidIsValid(shared->waiters[i].database))
+		{
+			my_waiter = i;
+			pg_atomic_fetch_add_u32(&shared->nwaiters, 1);
+		}
+	if (my_waiter != NOBODY)
+	{
+		shared->waiters[my_waiter].database = MyDatabaseId;
+		shared->waiters[my_waiter].saga_id = id;
+		shared->waiters[my_waiter].latch = MyLatch;
+	}
+	LWLockRelease(WAITERS_LOCK);
+	return my_waiter != NOBODY;
+}
+
+void
+saga_waiter_forget(void)
+{
+	if (my_waiter == NOBODY)
+		return;
+	LWLockAcquire(WAITERS_LOCK, LW_EXCLUSIVE);
+	shared->waiters[my_waiter].database = InvalidOid;
+	pg_atomic_fetch_sub_u32(&shared->nwaiters, 1);
+	LWLockRelease(WAITERS_LOCK);
+	my_waiter = NOBODY;
+}
+
+void
+saga_waiters_notify(const int64 *ids, int n)
+{
+	if (shared == NULL || n == 0)
+		return;
+	/* who registered before it looked, and did not see our commit, is seen */
+	pg_memory_barrier();
+	if (pg_atomic_read_u32(&shared->nwaiters) == 0)
+		return;
+
+	LWLockAcquire(WAITERS_LOCK, LW_SHARED);
+	for (int i = 0; i < NWAITERS; i++)
+	{
+		const Waiter *waiter = &shared->waiters[i];
+
+		if (waiter->database != MyDatabaseId)
+			continue;
+		for (int k = 0; k < n; k++)
+			if (ids[k] == waiter->saga_id)
+			{
+				SetLatch(waiter->latch);
+				break;
+			}
+	}
+	LWLockRelease(WAITERS_LOCK);
+}
+
+/* ---- operations lost with their process ------------------------------- */
+
+static void
+add_lost(const Executor *executor)
+{
+	Database   *db;
+	SagaLost   *lost;
+	uint32		n;
+
+	LWLockAcquire(LOST_LOCK, LW_EXCLUSIVE);
+	n = pg_atomic_read_u32(&shared->nlost);
+	if (n < NLOST)
+	{
+		lost = &shared->lost[n];
+		lost->database = executor->database;
+		lost->role = executor->role;
+		lost->what = executor->doing;
+		pg_atomic_write_u32(&shared->nlost, n + 1);
+	}
+	LWLockRelease(LOST_LOCK);
+
+	db = find_database(executor->database);
+	if (n < NLOST && db != NULL)
+		want(db, SAGA_WANT_LOST);
+}
+
+/* Is this saga to be left alone until the loss has been recorded? */
+static bool
+is_lost(Oid database, int64 id)
+{
+	bool		found = false;
+
+	if (pg_atomic_read_u32(&shared->nlost) == 0)
+		return false;
+	LWLockAcquire(LOST_LOCK, LW_SHARED);
+	for (uint32 i = 0; i < pg_atomic_read_u32(&shared->nlost); i++)
+		if (shared->lost[i].database == database &&
+			shared->lost[i].what.saga_id == id)
+			found = true;
+	LWLockRelease(LOST_LOCK);
+	return found;
+}
+
+bool
+saga_shared_next_lost(SagaLost *lost)
+{
+	bool		found = false;
+
+	if (pg_atomic_read_u32(&shared->nlost) == 0)
+		return false;
+	LWLockAcquire(LOST_LOCK, LW_SHARED);
+	for (uint32 i = 0; !found && i < pg_atomic_read_u32(&shared->nlost); i++)
+		if (shared->lost[i].database == MyDatabaseId)
+		{
+			*lost = shared->lost[i];
+			found = true;
+		}
+	LWLockRelease(LOST_LOCK);
+	return found;
+}
+
+/* Forget the losses of a database, or one of them. */
+static void
+forget_lost(Oid database, const SagaOperationRef *what)
+{
+	uint32		n;
+	uint32		kept = 0;
+
+	LWLockAcquire(LOST_LOCK, LW_EXCLUSIVE);
+	n = pg_atomic_read_u32(&shared->nlost);
+	for (uint32 i = 0; i < n; i++)
+	{
+		SagaLost   *lost = &shared->lost[i];
+
+		if (lost->database == database &&
+			(what == NULL ||
+			 (lost->what.saga_id == what->saga_id &&
+			  lost->what.step == what->step &&
+			  lost->what.operation == what->operation &&
+			  lost->what.turn == what->turn)))
+			continue;
+		shared->lost[kept++] = *lost;
+	}
+	pg_atomic_write_u32(&shared->nlost, kept);
+	LWLockRelease(LOST_LOCK);
+}
+
+void
+saga_shared_lost_done(const SagaLost *lost)
+{
+	forget_lost(lost->database, &lost->what);
+	saga_pool_want(lost->role);
+}
+
+/*
+ * Does the server shut down, or is it gone?  An operation that ends with it is
+ * not to blame.  Nothing in shared memory says so, but the postmaster writes
+ * it to its pid file before it signals anybody.
+ */
+static bool
+server_stops(void)
+{
+	char		buf[1024];
+	int			fd;
+	int			len;
+
+	if (!PostmasterIsAlive())
+		return true;
+	fd = open("postmaster.pid", O_RDONLY | PG_BINARY, 0);
+	if (fd < 0)
+		return errno == ENOENT;
+	len = read(fd, buf, sizeof(buf) - 1);
+	close(fd);
+	if (len < 0)
+		return false;
+	buf[len] = '\0';
+	return strstr(buf, "\n" PM_STATUS_STOPPING) != NULL;
+}
+
+/* ---- executors -------------------------------------------------------- */
+
+/* The pause after so many failures in a row: one second to one minute. */
+static TimestampTz
+pause_until(int failures)
+{
+	int			seconds = failures > 6 ? 60 : 1 << Max(0, failures - 1);
+
+	return GetCurrentTimestamp() + seconds * USECS_PER_SEC;
+}
+
+static void
+join_pool(Pool *pool, int index)
+{
+	Executor   *executor = &shared->executors[index];
+
+	executor->pool = pool - shared->pools;
+	executor->database = pool->database;
+	executor->role = pool->role;
+	executor->stop_requested = false;
+	executor->terminated = false;
+	executor->progress = false;
+	executor->turn = 0;
+	executor->nheld = 0;
+	executor->nsuspects = 0;
+	executor->doing.saga_id = 0;
+	executor->started_at = executor->since = GetCurrentTimestamp();
+	pool->members[pool->nmembers++] = index;
+}
+
+/* The place is free again.  Both locks are held, the directory exclusively. */
+static void
+leave_pool(Pool *pool, int index)
+{
+	Executor   *executor = &shared->executors[index];
+
+	for (int m = 0; m < pool->nmembers; m++)
+		if (pool->members[m] == index)
+		{
+			pool->members[m] = pool->members[--pool->nmembers];
+			break;
+		}
+	if (executor->nheld > 0)
+		pool->scan = true;
+	if (pool->scanner == index)
+	{
+		pool->scanner = NOBODY;
+		pool->scan = true;
+	}
+	if (pool->last_scanner == index)
+		pool->last_scanner = NOBODY;
+	executor->nheld = 0;
+	executor->nsuspects = 0;
+	executor->pid = 0;
+	executor->latch = NULL;
+	executor->state = SAGA_PROCESS_FREE;
+}
+
+/* Leave, or be found to have ended ("failed"). */
+static void
+leave(bool failed)
+{
+	Executor   *executor = &shared->executors[my_executor];
+	Pool	   *pool = &shared->pools[executor->pool];
+	bool		in_operation = executor->doing.saga_id != 0;
+	bool		to_blame;
+	Latch	   *latch;
+
+	/* read the file before the lock is taken */
+	to_blame = failed && in_operation && !executor->terminated &&
+		!server_stops();
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+
+	/* on record first: nobody is to take its saga before that was counted */
+	if (to_blame)
+		add_lost(executor);
+	executor->doing.saga_id = 0;
+	saga_inflight_clear(my_executor);
+
+	if (executor->kind == SAGA_PROCESS_WORKER)
+	{
+		/* the failure of an operation is counted by itself */
+		if (failed && !in_operation && !executor->stop_requested)
+		{
+			pool->blocked = SAGA_BLOCKED_FAILED;
+			pool->failures = executor->progress ? 1 : pool->failures + 1;
+			pool->retry_at = pause_until(pool->failures);
+		}
+		else
+		{
+			pool->failures = 0;
+			pool->retry_at = 0;
+		}
+	}
+	if (failed)
+		pool->scan = true;
+	leave_pool(pool, my_executor);
+	latch = pool_has_work(pool, GetCurrentTimestamp()) ? wake_pool(pool) : NULL;
+	unlock_pool(pool);
+
+	if (latch != NULL)
+		SetLatch(latch);
+	if (my_executor < SAGA_MAX_WORKERS)
+		wake_launcher();
+	my_executor = NOBODY;
+}
+
+static void
+leave_coordinator(bool failed)
+{
+	Database   *db = &shared->databases[my_coordinator];
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	if (failed && !db->stop_requested)
+	{
+		db->blocked = SAGA_BLOCKED_FAILED;
+		db->retry_at = pause_until(++db->failures);
+	}
+	else
+	{
+		if (db->blocked == SAGA_BLOCKED_FAILED ||
+			db->blocked == SAGA_BLOCKED_SLOTS)
+			db->blocked = SAGA_BLOCKED_NOT;
+		db->failures = 0;
+		db->retry_at = 0;
+	}
+	/* what it had taken, it may not have done */
+	if (failed || db->stop_requested)
+		pg_atomic_fetch_or_u32(&db->wants, SAGA_WANT_ALL);
+	db->coordinator = SAGA_PROCESS_FREE;
+	db->pid = 0;
+	db->latch = NULL;
+	db->waiting_since = 0;
+	LWLockRelease(DIRECTORY_LOCK);
+	my_coordinator = NOBODY;
+	wake_launcher();
+}
+
+static void
+at_exit(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	if (my_executor != NOBODY)
+		leave(true);
+	if (my_coordinator != NOBODY)
+		leave_coordinator(true);
+	if (am_launcher)
+	{
+		shared->launcher = NULL;
+		shared->launcher_pid = 0;
+	}
+	saga_waiter_forget();
+	while (my_nclosed > 0)
+		saga_database_open(my_closed[my_nclosed - 1]);
+}
+
+static void
+register_exit(void)
+{
+	if (exit_registered)
+		return;
+	on_shmem_exit(at_exit, (Datum) 0);
+	exit_registered = true;
+}
+
+static bool
+enter_worker(Oid role, int index, uint32 generation)
+{
+	Executor   *executor = &shared->executors[index];
+	Pool	   *pool;
+	Database   *db;
+	bool		welcome;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	if (executor->state != SAGA_PROCESS_STARTING ||
+		executor->generation != generation || executor->role != role)
+	{
+		LWLockRelease(DIRECTORY_LOCK);
+		return false;
+	}
+	pool = &shared->pools[executor->pool];
+	db = &shared->databases[pool->db];
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	welcome = !executor->stop_requested && db->closers == 0;
+	if (welcome)
+	{
+		executor->pid = MyProcPid;
+		executor->latch = MyLatch;
+		executor->state = SAGA_PROCESS_BUSY;
+		executor->since = GetCurrentTimestamp();
+		pool->blocked = SAGA_BLOCKED_NOT;
+		my_executor = index;
+	}
+	else
+		leave_pool(pool, index);
+	unlock_pool(pool);
+	if (!welcome)
+		wake_launcher();
+	return welcome;
+}
+
+static bool
+enter_foreground(Oid role)
+{
+	Pool	   *pool;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	pool = make_pool(MyDatabaseId, role);
+	for (int i = SAGA_MAX_WORKERS; pool != NULL && i < NEXECUTORS; i++)
+	{
+		Executor   *executor = &shared->executors[i];
+
+		if (executor->state != SAGA_PROCESS_FREE)
+			continue;
+		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+		executor->generation++;
+		executor->kind = SAGA_PROCESS_FOREGROUND;
+		executor->pid = MyProcPid;
+		executor->latch = MyLatch;
+		executor->state = SAGA_PROCESS_BUSY;
+		join_pool(pool, i);
+		LWLockRelease(POOL_LOCK(pool));
+		my_executor = i;
+		break;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return my_executor != NOBODY;
+}
+
+bool
+saga_executor_enter(Oid role, int worker_index, uint32 generation)
+{
+	if (shared == NULL)
+		return false;
+	register_exit();
+	if (my_executor != NOBODY)
+		saga_executor_leave();	/* an error did not let it come to that */
+	if (worker_index >= 0)
+		return enter_worker(role, worker_index, generation);
+	return enter_foreground(role);
+}
+
+void
+saga_executor_leave(void)
+{
+	if (my_executor != NOBODY)
+		leave(false);
+}
+
+/* Add to what I hold, unless another holds it: then it has to look again; or
+ * its process ended, and that has not been recorded yet. */
+static bool
+hold(Pool *pool, Executor *executor, const SagaRef *ref)
+{
+	Executor   *holder;
+	int			i;
+
+	if (executor->nheld >= SAGA_MAX_BATCH)
+		return false;
+	/* without processes nobody will record it */
+	if ((executor->kind == SAGA_PROCESS_WORKER || saga_enabled) &&
+		is_lost(pool->database, ref->id))
+		return false;
+	holder = find_holder(pool, ref->id, &i);
+	if (holder == executor)
+		return false;			/* it was in the ring twice */
+	if (holder != NULL)
+	{
+		holder->dirty[i] = true;
+		return false;
+	}
+	executor->held[executor->nheld] = *ref;
+	executor->dirty[executor->nheld] = false;
+	executor->nheld++;
+	if (ref->suspect)
+		executor->nsuspects++;
+	return true;
+}
+
+/* Move from one ring; which = 0: the big one, 1: alone, 2: suspects. */
+static int
+take_from(Pool *pool, Executor *executor, int which, SagaRef *refs, int max)
+{
+	RingHead   *head;
+	SagaRef    *ring;
+	int			size = SIDE_RING_SIZE;
+	int			n = 0;
+
+	if (which == 0)
+	{
+		head = &pool->ring;
+		ring = pool->ring_refs;
+		size = RING_SIZE;
+	}
+	else if (which == 1)
+	{
+		head = &pool->alone;
+		ring = pool->alone_refs;
+		max = 1;
+	}
+	else
+	{
+		if (executor->kind == SAGA_PROCESS_WORKER && !suspects_allowed(pool))
+			return 0;
+		head = &pool->suspects;
+		ring = pool->suspect_refs;
+		max = 1;
+	}
+	while (n < max && ring_pop(head, ring, size, &refs[n]))
+		if (hold(pool, executor, &refs[n]))
+			n++;
+	return n;
+}
+
+int
+saga_executor_take(SagaRef *refs, int max)
+{
+	Executor   *executor;
+	Pool	   *pool;
+	Latch	   *latch = NULL;
+	int			n = 0;
+
+	if (my_executor == NOBODY)
+		return 0;
+	executor = &shared->executors[my_executor];
+	pool = &shared->pools[executor->pool];
+	max = Min(max, SAGA_MAX_BATCH - executor->nheld);
+
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	/* the three rings by turns, so that none waits for the others */
+	for (int i = 0; n == 0 && i < 3; i++)
+	{
+		int			which = (executor->turn + i) % 3;
+
+		n = take_from(pool, executor, which, refs, max);
+		if (n > 0)
+			executor->turn = (which + 1) % 3;
+	}
+	if (n > 0)
+	{
+		set_state(executor, SAGA_PROCESS_BUSY);
+		/* what is left may be for somebody who sleeps */
+		if (pool->ring.count > 0 || pool->alone.count > 0 ||
+			suspects_allowed(pool))
+			latch = wake_pool(pool);
+	}
+	else if (executor->kind == SAGA_PROCESS_WORKER)
+		set_state(executor, SAGA_PROCESS_IDLE);
+	LWLockRelease(POOL_LOCK(pool));
+
+	if (latch != NULL)
+		SetLatch(latch);
+	return n;
+}
+
+int
+saga_executor_claim(SagaRef *refs, int n)
+{
+	Executor   *executor;
+	Pool	   *pool;
+	int			mine = 0;
+
+	if (my_executor == NOBODY)
+		return n;
+	executor = &shared->executors[my_executor];
+	pool = &shared->pools[executor->pool];
+
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	for (int i = 0; i < n; i++)
+		if (hold(pool, executor, &refs[i]))
+			refs[mine++] = refs[i];
+	LWLockRelease(POOL_LOCK(pool));
+	return mine;
+}
+
+static void
+drop_held(Executor *executor, int i)
+{
+	if (executor->held[i].suspect)
+		executor->nsuspects--;
+	executor->nheld--;
+	executor->held[i] = executor->held[executor->nheld];
+	executor->dirty[i] = executor->dirty[executor->nheld];
+}
+
+bool
+saga_executor_release(int64 id)
+{
+	Executor   *executor;
+	Pool	   *pool;
+	bool		dirty = false;
+
+	if (my_executor == NOBODY)
+		return false;
+	executor = &shared->executors[my_executor];
+	pool = &shared->pools[executor->pool];
+
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	for (int i = 0; i < executor->nheld; i++)
+		if (executor->held[i].id == id)
+		{
+			dirty = executor->dirty[i];
+			if (dirty)
+				executor->dirty[i] = false;
+			else
+				drop_held(executor, i);
+			break;
+		}
+	executor->progress = true;
+	pool->failures = 0;
+	LWLockRelease(POOL_LOCK(pool));
+	return dirty;
+}
+
+/* Give back what I hold; with "scan" the tables are to be looked at.  So they
+ * are when I hold anything that was not given back by itself: an error did not
+ * let it come to that. */
+static void
+give_back(bool scan)
+{
+	Executor   *executor;
+	Pool	   *pool;
+	bool		some = scan;
+
+	if (my_executor == NOBODY)
+		return;
+	executor = &shared->executors[my_executor];
+	pool = &shared->pools[executor->pool];
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	while (executor->nheld > 0)
+	{
+		if (executor->dirty[0])
+		{
+			put_ref(pool, &executor->held[0]);
+			some = true;
+		}
+		else
+			scan = some = true;
+		drop_held(executor, 0);
+	}
+	if (scan)
+	{
+		pool->scan = true;
+		if (pool->scanner == my_executor)
+			pool->scanner = NOBODY;
+	}
+	if (some)
+		unlock_and_wake(pool);
+	else
+		unlock_pool(pool);
+}
+
+void
+saga_executor_release_all(void)
+{
+	give_back(false);
+}
+
+void
+saga_executor_abandon(void)
+{
+	saga_executor_doing(NULL);
+	give_back(true);
+}
+
+int
+saga_ring_put(Oid role, const SagaRef *refs, int n)
+{
+	Pool	   *pool;
+	Executor   *me = NULL;
+	int			done = 0;
+
+	if (shared == NULL || n == 0)
+		return 0;
+	pool = lock_pool(MyDatabaseId, role, true);
+	if (pool == NULL)
+		return 0;
+	if (my_executor != NOBODY)
+		me = &shared->executors[my_executor];
+	note_unfinished(&shared->databases[pool->db]);
+	for (int i = 0; i < n; i++)
+	{
+		Executor   *holder;
+		int			k;
+
+		/* in flight elsewhere: it is being looked at; mine is yielded */
+		holder = find_holder(pool, refs[i].id, &k);
+		if ((holder != NULL && holder != me) ||
+			has_ref(pool, &refs[i]) || put_ref(pool, &refs[i]))
+			done++;
+	}
+	unlock_and_wake(pool);
+	return done;
+}
+
+/* Append a number to a text; returns its new end. */
+static char *
+append_number(char *p, int64 number)
+{
+	return p + pg_lltoa(number, p);
+}
+
+static char *
+append_text(char *p, const char *end, const char *text)
+{
+	while (*text != '\0' && p < end)
+		*p++ = *text++;
+	return p;
+}
+
+/* Tell pg_stat_activity.  Hot: no sprintf. */
+static void
+report_activity(const SagaOperationRef *what, const char *definition,
+				const char *step)
+{
+	char		text[256];
+	char	   *p = text;
+	const char *end = text + 170;
+
+	p = append_text(p, end, "saga ");
+	p = append_number(p, what->saga_id);
+	if (definition != NULL)
+	{
+		p = append_text(p, end, " of ");
+		p = append_text(p, end, definition);
+	}
+	p = append_text(p, end, ", step ");
+	if (step != NULL)
+		p = append_text(p, end, step);
+	else
+		p = append_number(p, what->step + 1);
+	p = append_text(p, text + 220, ", ");
+	p = append_text(p, text + 220,
+					saga_operation_name((SagaOperation) what->operation));
+	p = append_text(p, text + 230, ", attempt ");
+	p = append_number(p, what->attempt);
+	*p = '\0';
+	pgstat_report_activity(STATE_RUNNING, text);
+}
+
+void
+saga_executor_doing_step(const SagaOperationRef *what, const char *definition,
+						 const char *step)
+{
+	Executor   *executor;
+
+	if (my_executor == NOBODY)
+		return;
+	executor = &shared->executors[my_executor];
+
+	executor->doing.saga_id = 0;
+	if (what == NULL || what->saga_id == 0)
+	{
+		saga_inflight_clear(my_executor);
+		return;
+	}
+	pg_write_barrier();
+	executor->doing.slot = what->slot;
+	executor->doing.step = what->step;
+	executor->doing.operation = what->operation;
+	executor->doing.attempt = what->attempt;
+	executor->doing.turn = what->turn;
+	executor->doing_since = GetCurrentTimestamp();
+	pg_write_barrier();
+	executor->doing.saga_id = what->saga_id;
+	saga_inflight_set(my_executor, executor->database, executor->role, what);
+
+	/* in the foreground the user's own query stands there */
+	if (executor->kind == SAGA_PROCESS_WORKER && pgstat_track_activities)
+		report_activity(what, definition, step);
+}
+
+void
+saga_executor_doing(const SagaOperationRef *what)
+{
+	saga_executor_doing_step(what, NULL, NULL);
+}
+
+void
+saga_executor_is_bystander(void)
+{
+	if (my_executor != NOBODY)
+		saga_inflight_excuse(my_executor);
+}
+
+bool
+saga_scan_begin(void)
+{
+	Executor   *executor;
+	Pool	   *pool;
+	bool		mine;
+
+	if (my_executor == NOBODY)
+		return false;
+	executor = &shared->executors[my_executor];
+	pool = &shared->pools[executor->pool];
+
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	/* a scan that goes on is better left to who knows where it is */
+	mine = scan_is_wanted(pool, GetCurrentTimestamp()) &&
+		(pool->last_scanner == NOBODY || pool->last_scanner == my_executor ||
+		 pool->ring.count == 0);
+	if (mine)
+	{
+		pool->scanner = my_executor;
+		pool->scan = false;
+		/* times that are asked for from now on are kept */
+		if (!pool->scan_goes_on)
+			pool->next_due = DT_NOEND;
+		set_state(executor, SAGA_PROCESS_BUSY);
+	}
+	LWLockRelease(POOL_LOCK(pool));
+	return mine;
+}
+
+void
+saga_scan_done(TimestampTz next_due, bool complete)
+{
+	Executor   *executor;
+	Pool	   *pool;
+
+	if (my_executor == NOBODY)
+		return;
+	executor = &shared->executors[my_executor];
+	pool = &shared->pools[executor->pool];
+
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	if (pool->scanner == my_executor)
+		pool->scanner = NOBODY;
+	pool->scan_goes_on = !complete;
+	if (complete)
+	{
+		pool->last_scanner = NOBODY;
+		pool->next_due = Min(pool->next_due, next_due);
+	}
+	else
+	{
+		pool->last_scanner = my_executor;
+		pool->scan = true;
+	}
+	LWLockRelease(POOL_LOCK(pool));
+}
+
+/* ---- a worker --------------------------------------------------------- */
+
+TimestampTz
+saga_pool_next_due(void)
+{
+	Pool	   *pool;
+	TimestampTz when;
+
+	if (my_executor == NOBODY)
+		return DT_NOEND;
+	pool = &shared->pools[shared->executors[my_executor].pool];
+	LWLockAcquire(POOL_LOCK(pool), LW_SHARED);
+	/* who scans just now does it */
+	when = pool->scanner == NOBODY ? pool->next_due : DT_NOEND;
+	LWLockRelease(POOL_LOCK(pool));
+	return when;
+}
+
+bool
+saga_worker_try_leave(void)
+{
+	Executor   *executor = &shared->executors[my_executor];
+	Pool	   *pool = &shared->pools[executor->pool];
+	TimestampTz soon = GetCurrentTimestamp() + USECS_PER_SEC;
+	bool		stay;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+	stay = pool_has_work(pool, soon) || executor->nheld > 0;
+	if (!stay)
+		leave_pool(pool, my_executor);
+	unlock_pool(pool);
+	if (stay)
+		return false;
+	my_executor = NOBODY;
+	wake_launcher();
+	return true;
+}
+
+bool
+saga_worker_should_stop(void)
+{
+	return my_executor == NOBODY ||
+		shared->executors[my_executor].stop_requested;
+}
+
+/* ---- the coordinator -------------------------------------------------- */
+
+bool
+saga_coordinator_enter(int index, uint32 generation)
+{
+	Database   *db = &shared->databases[index];
+	bool		welcome = false;
+
+	register_exit();
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	if (db->coordinator == SAGA_PROCESS_STARTING &&
+		db->generation == generation)
+	{
+		welcome = !db->stop_requested && db->closers == 0;
+		if (welcome)
+		{
+			db->coordinator = SAGA_PROCESS_BUSY;
+			db->pid = MyProcPid;
+			db->latch = MyLatch;
+			my_coordinator = index;
+		}
+		else
+			db->coordinator = SAGA_PROCESS_FREE;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return welcome;
+}
+
+bool
+saga_coordinator_should_stop(void)
+{
+	return my_coordinator == NOBODY ||
+		shared->databases[my_coordinator].stop_requested;
+}
+
+uint32
+saga_coordinator_take_wants(void)
+{
+	return pg_atomic_exchange_u32(&shared->databases[my_coordinator].wants, 0);
+}
+
+bool
+saga_coordinator_try_leave(void)
+{
+	Database   *db = &shared->databases[my_coordinator];
+
+	/*
+	 * What is wanted from here on finds us here, with our latch, or gone: then
+	 * it stays on record, and the launcher is woken below.
+	 */
+	if (pg_atomic_read_u32(&db->wants) != 0)
+		return false;
+	saga_coordinator_leave();
+	return true;
+}
+
+void
+saga_coordinator_leave(void)
+{
+	if (my_coordinator != NOBODY)
+		leave_coordinator(false);
+}
+
+bool
+saga_coordinator_is_wanted_elsewhere(void)
+{
+	bool		wanted = false;
+
+	if (pg_atomic_exchange_u32(&shared->slot_wanted, 0) != 0)
+		return true;
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+	{
+		Database   *db = &shared->databases[i];
+
+		if (OidIsValid(db->oid) && i != my_coordinator &&
+			db->coordinator == SAGA_PROCESS_FREE && db->waiting_since != 0)
+			wanted = true;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return wanted;
+}
+
+void
+saga_pool_want(Oid role)
+{
+	Pool	   *pool;
+
+	if (shared == NULL)
+		return;
+	pool = lock_pool(MyDatabaseId, role, true);
+	if (pool == NULL)
+		return;
+	note_unfinished(&shared->databases[pool->db]);
+	pool->scan = true;
+	unlock_and_wake(pool);
+}
+
+const char *
+saga_blocked_text(SagaBlocked blocked)
+{
+	switch (blocked)
+	{
+		case SAGA_BLOCKED_NOT:
+			return NULL;
+		case SAGA_BLOCKED_NO_ROLE:
+			return "role does not exist";
+		case SAGA_BLOCKED_NO_LOGIN:
+			return "role may not log in";
+		case SAGA_BLOCKED_NO_CONNECT:
+			return "role has no CONNECT privilege on the database";
+		case SAGA_BLOCKED_CONNECTIONS:
+			return "database does not accept connections";
+		case SAGA_BLOCKED_TEMPLATE:
+			return "database is a template";
+		case SAGA_BLOCKED_VERSION:
+			return "extension and library are of different versions";
+		case SAGA_BLOCKED_FAILED:
+			return "the last process ended with an error";
+		case SAGA_BLOCKED_SLOTS:
+			return "out of background worker slots (max_worker_processes)";
+		case SAGA_BLOCKED_WORKERS:
+			return "out of saga workers (saga.max_workers)";
+	}
+	return NULL;
+}
+
+const char *
+saga_pool_blocked(Oid role)
+{
+	Pool	   *pool;
+	Database   *db;
+	SagaBlocked blocked = SAGA_BLOCKED_NOT;
+	bool		closed = false;
+
+	if (shared == NULL)
+		return "saga is not loaded via shared_preload_libraries";
+	if (!saga_enabled)
+		return "saga.enabled is off";
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	db = find_database(MyDatabaseId);
+	if (db != NULL)
+	{
+		closed = db->closers > 0;
+		if (db->blocked == SAGA_BLOCKED_CONNECTIONS ||
+			db->blocked == SAGA_BLOCKED_TEMPLATE ||
+			db->blocked == SAGA_BLOCKED_VERSION)
+			blocked = db->blocked;
+	}
+	pool = find_pool(MyDatabaseId, role);
+	if (pool != NULL)
+	{
+		LWLockAcquire(POOL_LOCK(pool), LW_SHARED);
+		if (pool->blocked != SAGA_BLOCKED_NOT)
+			blocked = pool->blocked;
+		LWLockRelease(POOL_LOCK(pool));
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return closed ? "database is being dropped, renamed, moved or copied" :
+		saga_blocked_text(blocked);
+}
+
+int
+saga_pools_blocked(Oid *roles, int max)
+{
+	int			n = 0;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	for (int i = 0; n < max && i < SAGA_MAX_POOLS; i++)
+	{
+		Pool	   *pool = &shared->pools[i];
+
+		if (pool->database != MyDatabaseId)
+			continue;
+		LWLockAcquire(POOL_LOCK(pool), LW_SHARED);
+		if (role_is_blocked(pool->blocked))
+			roles[n++] = pool->role;
+		LWLockRelease(POOL_LOCK(pool));
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return n;
+}
+
+TimestampTz
+saga_coordinator_deadline(void)
+{
+	return (TimestampTz)
+		pg_atomic_read_u64(&shared->databases[my_coordinator].deadline);
+}
+
+void
+saga_coordinator_set_deadline(TimestampTz when)
+{
+	pg_atomic_write_u64(&shared->databases[my_coordinator].deadline,
+						(uint64) when);
+}
+
+TimestampTz
+saga_pools_next_due(void)
+{
+	TimestampTz when = DT_NOEND;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+	{
+		Pool	   *pool = &shared->pools[i];
+
+		if (pool->database != MyDatabaseId)
+			continue;
+		LWLockAcquire(POOL_LOCK(pool), LW_SHARED);
+		when = Min(when, pool->next_due);
+		LWLockRelease(POOL_LOCK(pool));
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return when;
+}
+
+bool
+saga_database_has_prepared(void)
+{
+	return pg_atomic_read_u32(&shared->databases[my_coordinator].prepared) != 0;
+}
+
+void
+saga_database_no_prepared(void)
+{
+	pg_atomic_write_u32(&shared->databases[my_coordinator].prepared, 0);
+}
+
+/* Nothing is to be done in this database any more. */
+static void
+clear_database(Database *db)
+{
+	int			n = db - shared->databases;
+
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+	{
+		Pool	   *pool = &shared->pools[i];
+
+		if (!OidIsValid(pool->database) || pool->db != n)
+			continue;
+		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+		pool->ring.count = pool->alone.count = pool->suspects.count = 0;
+		pool->scan = false;
+		pool->next_due = DT_NOEND;
+		pool->blocked = SAGA_BLOCKED_NOT;
+		LWLockRelease(POOL_LOCK(pool));
+	}
+	pg_atomic_write_u32(&db->wants, 0);
+	pg_atomic_write_u32(&db->prepared, 0);
+	pg_atomic_write_u64(&db->deadline, (uint64) DT_NOEND);
+	forget_lost(db->oid, NULL);
+}
+
+void
+saga_database_set_state(SagaDatabaseState state)
+{
+	Database   *db = &shared->databases[my_coordinator];
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	db->state = state;
+	if (state == SAGA_DATABASE_ABSENT)
+		clear_database(db);
+	else
+		db->blocked = SAGA_BLOCKED_NOT;
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+/* ---- hooks ------------------------------------------------------------ */
+
+bool
+saga_database_close(Oid database, bool terminate)
+{
+	Database   *db;
+
+	if (shared == NULL || my_nclosed >= (int) lengthof(my_closed))
+		return false;
+	register_exit();
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	db = make_database(database);
+	if (db == NULL)
+	{
+		LWLockRelease(DIRECTORY_LOCK);
+		return false;
+	}
+	db->closers++;
+	my_closed[my_nclosed++] = database;
+
+	for (int i = 0; terminate && i < SAGA_MAX_WORKERS; i++)
+	{
+		Executor   *executor = &shared->executors[i];
+
+		if (executor->state == SAGA_PROCESS_FREE ||
+			executor->database != database)
+			continue;
+		executor->stop_requested = true;
+		executor->terminated = true;
+		/* a place is freed before its process is gone: the pid is its own */
+		if (executor->pid != 0)
+			kill(executor->pid, SIGTERM);
+	}
+	if (terminate && db->coordinator != SAGA_PROCESS_FREE)
+	{
+		db->stop_requested = true;
+		if (db->pid != 0)
+			kill(db->pid, SIGTERM);
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return true;
+}
+
+void
+saga_database_open(Oid database)
+{
+	Database   *db;
+
+	for (int i = 0; i < my_nclosed; i++)
+		if (my_closed[i] == database)
+		{
+			my_closed[i] = my_closed[--my_nclosed];
+			LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+			db = find_database(database);
+			if (db != NULL && db->closers > 0)
+				db->closers--;
+			LWLockRelease(DIRECTORY_LOCK);
+			wake_launcher();
+			return;
+		}
+}
+
+int
+saga_database_processes(Oid database)
+{
+	Database   *db;
+	int			n = 0;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+		if (shared->executors[i].state != SAGA_PROCESS_FREE &&
+			shared->executors[i].database == database)
+			n++;
+	db = find_database(database);
+	if (db != NULL && db->coordinator != SAGA_PROCESS_FREE)
+		n++;
+	LWLockRelease(DIRECTORY_LOCK);
+	return n;
+}
+
+bool
+saga_database_probe(Oid database)
+{
+	Database   *db;
+
+	if (shared == NULL)
+		return true;
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	db = make_database(database);
+	if (db != NULL)
+	{
+		db->state = SAGA_DATABASE_UNKNOWN;
+		/* who looks will see whether there are any */
+		pg_atomic_write_u32(&db->prepared, 1);
+		want(db, SAGA_WANT_PROBE | SAGA_WANT_SWEEP);
+		wake_launcher();
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return db != NULL;
+}
+
+void
+saga_prepared_committed(void)
+{
+	Database   *db;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	db = find_database(MyDatabaseId);
+	if (db != NULL && pg_atomic_read_u32(&db->prepared) != 0)
+		want(db, SAGA_WANT_SWEEP);
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+void
+saga_databases_changed(void)
+{
+	if (shared == NULL)
+		return;
+	pg_atomic_fetch_or_u32(&shared->databases_changed, SAGA_DATABASES_NEW);
+	wake_launcher();
+}
+
+void
+saga_roles_changed(void)
+{
+	if (shared == NULL)
+		return;
+	pg_atomic_write_u32(&shared->roles_changed, 1);
+	wake_launcher();
+}
+
+/* ---- the launcher ----------------------------------------------------- */
+
+void
+saga_launcher_enter(void)
+{
+	register_exit();
+	am_launcher = true;
+	shared->launcher_pid = MyProcPid;
+	shared->launcher_since = GetCurrentTimestamp();
+	shared->launcher = MyLatch;
+}
+
+int
+saga_launcher_pid(TimestampTz *since)
+{
+	*since = shared->launcher_since;
+	return shared->launcher_pid;
+}
+
+uint32
+saga_launcher_take_databases_changed(void)
+{
+	return pg_atomic_exchange_u32(&shared->databases_changed, 0);
+}
+
+bool
+saga_launcher_take_roles_changed(void)
+{
+	return pg_atomic_exchange_u32(&shared->roles_changed, 0) != 0;
+}
+
+int
+saga_shared_pools(SagaPoolInfo *infos, bool plan)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			n = 0;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+	{
+		Pool	   *pool = &shared->pools[i];
+		SagaPoolInfo *info = &infos[n];
+
+		if (!OidIsValid(pool->database))
+			continue;
+		LWLockAcquire(POOL_LOCK(pool), plan ? LW_EXCLUSIVE : LW_SHARED);
+		info->database = pool->database;
+		info->role = pool->role;
+		info->closed = shared->databases[pool->db].closers > 0;
+		info->waits = pool_has_work(pool, now);
+		info->next_due = pool->next_due;
+		info->nworkers = 0;
+		info->nready = 0;
+		for (int m = 0; m < pool->nmembers; m++)
+		{
+			Executor   *executor = &shared->executors[pool->members[m]];
+
+			if (executor->kind != SAGA_PROCESS_WORKER)
+				continue;
+			info->nworkers++;
+			if (executor->state != SAGA_PROCESS_BUSY &&
+				!executor->stop_requested)
+				info->nready++;
+		}
+		if (plan)
+		{
+			pool->told = info->waits;
+			if (!info->waits)
+				pool->waiting_since = 0;
+			else if (pool->waiting_since == 0)
+				pool->waiting_since = now;
+			if (!info->waits && pool->blocked >= SAGA_BLOCKED_SLOTS)
+				pool->blocked = SAGA_BLOCKED_NOT;
+		}
+		info->waiting_since = pool->waiting_since;
+		info->blocked = pool->blocked;
+		info->retry_at = pool->retry_at;
+		LWLockRelease(POOL_LOCK(pool));
+		n++;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return n;
+}
+
+int
+saga_shared_databases(SagaDatabaseInfo *infos, bool plan)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int			n = 0;
+
+	LWLockAcquire(DIRECTORY_LOCK, plan ? LW_EXCLUSIVE : LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+	{
+		Database   *db = &shared->databases[i];
+		SagaDatabaseInfo *info = &infos[n];
+
+		if (!OidIsValid(db->oid))
+			continue;
+		info->database = db->oid;
+		info->index = i;
+		info->closed = db->closers > 0;
+		info->running = db->coordinator != SAGA_PROCESS_FREE;
+		info->deadline = (TimestampTz) pg_atomic_read_u64(&db->deadline);
+		info->waits = !info->running &&
+			(pg_atomic_read_u32(&db->wants) != 0 || info->deadline <= now);
+		if (plan)
+		{
+			if (!info->waits)
+				db->waiting_since = 0;
+			else if (db->waiting_since == 0)
+				db->waiting_since = now;
+		}
+		info->waiting_since = db->waiting_since;
+		info->blocked = db->blocked;
+		info->retry_at = db->retry_at;
+		n++;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return n;
+}
+
+int
+saga_shared_processes(SagaProcessInfo *infos)
+{
+	int			n = 0;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+	{
+		Database   *db = &shared->databases[i];
+		SagaProcessInfo *info = &infos[n];
+
+		if (!OidIsValid(db->oid) || db->coordinator == SAGA_PROCESS_FREE)
+			continue;
+		memset(info, 0, sizeof(*info));
+		info->kind = SAGA_PROCESS_COORDINATOR;
+		info->state = db->coordinator;
+		info->index = i;
+		info->generation = db->generation;
+		info->pid = db->pid;
+		info->database = db->oid;
+		info->stopping = db->stop_requested;
+		info->started_at = info->since = db->started_at;
+		n++;
+	}
+	for (int i = 0; i < NEXECUTORS; i++)
+	{
+		Executor   *executor = &shared->executors[i];
+		SagaProcessInfo *info = &infos[n];
+		Pool	   *pool;
+
+		if (executor->state == SAGA_PROCESS_FREE)
+			continue;
+		pool = &shared->pools[executor->pool];
+		memset(info, 0, sizeof(*info));
+		LWLockAcquire(POOL_LOCK(pool), LW_SHARED);
+		info->kind = executor->kind;
+		info->state = executor->state;
+		info->index = i;
+		info->generation = executor->generation;
+		info->pid = executor->pid;
+		info->database = executor->database;
+		info->role = executor->role;
+		info->stopping = executor->stop_requested;
+		info->started_at = executor->started_at;
+		info->since = executor->since;
+		info->doing = executor->doing;
+		if (info->doing.saga_id != 0)
+			info->since = executor->doing_since;
+		LWLockRelease(POOL_LOCK(pool));
+		n++;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return n;
+}
+
+bool
+saga_worker_reserve(Oid database, Oid role, int *index, uint32 *generation)
+{
+	Pool	   *pool;
+	bool		done = false;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	pool = find_pool(database, role);
+	if (pool != NULL && shared->databases[pool->db].closers == 0)
+	{
+		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+		for (int i = 0; i < SAGA_MAX_WORKERS; i++)
+		{
+			Executor   *executor = &shared->executors[i];
+
+			if (executor->state != SAGA_PROCESS_FREE)
+				continue;
+			executor->generation++;
+			executor->kind = SAGA_PROCESS_WORKER;
+			executor->pid = 0;
+			executor->latch = NULL;
+			executor->state = SAGA_PROCESS_STARTING;
+			join_pool(pool, i);
+			*index = i;
+			*generation = executor->generation;
+			done = true;
+			break;
+		}
+		LWLockRelease(POOL_LOCK(pool));
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return done;
+}
+
+bool
+saga_coordinator_reserve(Oid database, int *index, uint32 *generation)
+{
+	Database   *db;
+	bool		done;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	db = find_database(database);
+	done = db != NULL && db->closers == 0 &&
+		db->coordinator == SAGA_PROCESS_FREE;
+	if (done)
+	{
+		db->coordinator = SAGA_PROCESS_STARTING;
+		db->pid = 0;
+		db->latch = NULL;
+		db->stop_requested = false;
+		db->started_at = GetCurrentTimestamp();
+		*index = db - shared->databases;
+		*generation = ++db->generation;
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return done;
+}
+
+bool
+saga_process_unreserve(SagaProcessKind kind, int index, uint32 generation)
+{
+	bool		done = false;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	if (kind == SAGA_PROCESS_COORDINATOR)
+	{
+		Database   *db = &shared->databases[index];
+
+		done = db->coordinator == SAGA_PROCESS_STARTING &&
+			db->generation == generation;
+		if (done)
+			db->coordinator = SAGA_PROCESS_FREE;
+	}
+	else
+	{
+		Executor   *executor = &shared->executors[index];
+
+		done = executor->state == SAGA_PROCESS_STARTING &&
+			executor->generation == generation;
+		if (done)
+		{
+			Pool	   *pool = &shared->pools[executor->pool];
+
+			LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+			leave_pool(pool, index);
+			LWLockRelease(POOL_LOCK(pool));
+		}
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	return done;
+}
+
+void
+saga_process_stop(SagaProcessKind kind, int index, uint32 generation)
+{
+	Latch	   *latch = NULL;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	if (kind == SAGA_PROCESS_COORDINATOR)
+	{
+		Database   *db = &shared->databases[index];
+
+		if (db->coordinator != SAGA_PROCESS_FREE &&
+			db->generation == generation)
+		{
+			db->stop_requested = true;
+			latch = db->latch;
+		}
+	}
+	else
+	{
+		Executor   *executor = &shared->executors[index];
+
+		if (executor->state != SAGA_PROCESS_FREE &&
+			executor->generation == generation)
+		{
+			executor->stop_requested = true;
+			latch = executor->latch;
+		}
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+	if (latch != NULL)
+		SetLatch(latch);
+}
+
+void
+saga_coordinators_nudge(bool slots)
+{
+	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
+	if (slots)
+		pg_atomic_write_u32(&shared->slot_wanted, 1);
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		if (shared->databases[i].latch != NULL)
+			SetLatch(shared->databases[i].latch);
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+bool
+saga_blocked_set(Oid database, Oid role, SagaBlocked blocked)
+{
+	bool		changed = false;
+
+	/* waiting for one's turn is no failure */
+	bool		fails = blocked != SAGA_BLOCKED_NOT &&
+		blocked != SAGA_BLOCKED_WORKERS;
+
+	if (OidIsValid(role))
+	{
+		Pool	   *pool = lock_pool(database, role, false);
+
+		if (pool == NULL)
+			return false;
+		changed = pool->blocked != blocked;
+		pool->blocked = blocked;
+		if (fails)
+			pool->retry_at = pause_until(++pool->failures);
+		if (role_is_blocked(blocked))
+		{
+			/* what is in the rings is found again when the role is able */
+			pool->ring.count = pool->alone.count = pool->suspects.count = 0;
+			pool->scan = true;
+			if (changed)
+				want(&shared->databases[pool->db], SAGA_WANT_MESSAGES);
+		}
+		unlock_pool(pool);
+	}
+	else
+	{
+		Database   *db;
+
+		LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+		db = find_database(database);
+		if (db != NULL)
+		{
+			changed = db->blocked != blocked;
+			db->blocked = blocked;
+			if (fails)
+				db->retry_at = pause_until(++db->failures);
+		}
+		LWLockRelease(DIRECTORY_LOCK);
+	}
+	return changed;
+}
+
+void
+saga_blocked_retry_all(void)
+{
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		shared->databases[i].retry_at = 0;
+	for (int i = 0; i < SAGA_MAX_POOLS; i++)
+	{
+		Pool	   *pool = &shared->pools[i];
+
+		if (!OidIsValid(pool->database))
+			continue;
+		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
+		pool->retry_at = 0;
+		LWLockRelease(POOL_LOCK(pool));
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+void
+saga_database_forget(Oid database)
+{
+	Database   *db;
+
+	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
+	db = find_database(database);
+	if (db != NULL)
+	{
+		clear_database(db);
+		(void) reclaim_database(db);
+	}
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+/* ---- the segment ------------------------------------------------------ */
+
+static void
+request_shared(void)
+{
+	if (prev_shmem_request_hook)
+		prev_shmem_request_hook();
+	RequestAddinShmemSpace(MAXALIGN(sizeof(Shared)));
+	RequestNamedLWLockTranche("saga", NLOCKS);
+}
+
+/* Operations that a crash ended, from the file that has survived it. */
+static void
+take_crash_record(void)
+{
+	uint32		n = 0;
+
+	if (!saga_inflight_open(NEXECUTORS))
+		return;
+	for (int i = 0; i < NEXECUTORS; i++)
+	{
+		Database   *db;
+
+		if (n >= NLOST || !saga_inflight_take(i, &shared->lost[n]))
+			continue;
+		db = make_database(shared->lost[n].database);
+		if (db == NULL)
+			continue;
+		pg_atomic_write_u32(&db->wants,
+							SAGA_WANT_PROBE | SAGA_WANT_SWEEP | SAGA_WANT_LOST);
+		n++;
+	}
+	pg_atomic_write_u32(&shared->nlost, n);
+}
+
+static void
+startup_shared(void)
+{
+	bool		found;
+
+	if (prev_shmem_startup_hook)
+		prev_shmem_startup_hook();
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	shared = ShmemInitStruct("saga", sizeof(Shared), &found);
+	locks = GetNamedLWLockTranche("saga");
+	if (!found)
+	{
+		memset(shared, 0, sizeof(Shared));
+		pg_atomic_init_u32(&shared->databases_changed, 0);
+		pg_atomic_init_u32(&shared->roles_changed, 0);
+		pg_atomic_init_u32(&shared->slot_wanted, 0);
+		pg_atomic_init_u32(&shared->nlost, 0);
+		pg_atomic_init_u32(&shared->nwaiters, 0);
+		for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+		{
+			Database   *db = &shared->databases[i];
+
+			pg_atomic_init_u32(&db->wants, 0);
+			pg_atomic_init_u32(&db->prepared, 0);
+			pg_atomic_init_u64(&db->deadline, (uint64) DT_NOEND);
+		}
+		take_crash_record();
+	}
+	LWLockRelease(AddinShmemInitLock);
+}
+
+void
+saga_shared_init(void)
+{
+	prev_shmem_request_hook = shmem_request_hook;
+	shmem_request_hook = request_shared;
+	prev_shmem_startup_hook = shmem_startup_hook;
+	shmem_startup_hook = startup_shared;
+	RegisterXactCallback(at_transaction_end, NULL);
+}
