@@ -24,6 +24,22 @@
 -- Nothing here is for users to read: they have the views, further down.
 ------------------------------------------------------------------------------
 
+-- Whoever owns the schema can add to it and drop from it.
+DO $$
+DECLARE
+    owner name;
+BEGIN
+    SELECT r.rolname INTO owner
+    FROM pg_catalog.pg_namespace n JOIN pg_catalog.pg_roles r ON r.oid = n.nspowner
+    WHERE n.nspname = 'saga' AND NOT r.rolsuper;
+    IF FOUND THEN
+        RAISE EXCEPTION 'schema "saga" belongs to role "%", which is not a superuser', owner
+            USING ERRCODE = 'insufficient_privilege',
+                  HINT = 'Drop it: CREATE EXTENSION makes it.';
+    END IF;
+END
+$$;
+
 ------------------------------------------------------------------------------
 -- Types
 ------------------------------------------------------------------------------
@@ -530,7 +546,8 @@ COMMENT ON FUNCTION saga.retry_later(interval, text) IS
 --
 -- Views are checked as their owner, so each says itself whose rows it shows:
 -- those of roles that the current user is a member of, everything to those
--- who were given saga.grant_monitor() or saga.grant_operator().
+-- who were given saga.grant_monitor() or saga.grant_operator().  In a restored
+-- dump an OID may be another role's: there the name has to match too.
 ------------------------------------------------------------------------------
 
 CREATE FUNCTION saga.monitor_privilege() RETURNS boolean
@@ -556,7 +573,7 @@ CREATE FUNCTION saga.workers_raw(
     OUT state text, OUT saga_id bigint, OUT step integer, OUT operation text,
     OUT attempt integer, OUT since timestamptz, OUT reason text)
 RETURNS SETOF record
-LANGUAGE c VOLATILE PARALLEL RESTRICTED
+LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 20
 AS 'MODULE_PATHNAME', 'saga_workers';
 COMMENT ON FUNCTION saga.workers_raw() IS 'what is behind view saga.workers';
 
@@ -569,10 +586,13 @@ CREATE VIEW saga.definitions WITH (security_barrier) AS
     CROSS JOIN LATERAL (
         SELECT w.version, w.steps, w.created_at FROM saga.definition_version w
         WHERE w.name = d.name ORDER BY w.version DESC LIMIT 1) v
-    WHERE pg_catalog.pg_has_role(d.owner, 'USAGE')
+    WHERE (pg_catalog.pg_has_role(d.owner, 'USAGE')
+           AND d.owner_name = pg_catalog.pg_get_userbyid(d.owner))
        OR EXISTS (SELECT FROM saga.definition_grant g
                   WHERE g.definition_id = d.id
-                    AND (g.role = 0 OR pg_catalog.pg_has_role(g.role, 'USAGE')))
+                    AND (g.role = 0
+                         OR (pg_catalog.pg_has_role(g.role, 'USAGE')
+                             AND g.role_name = pg_catalog.pg_get_userbyid(g.role))))
        OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.definitions IS
     'definitions that the current user owns or may begin, with their newest version';
@@ -591,10 +611,13 @@ CREATE VIEW saga.definition_steps WITH (security_barrier) AS
     FROM saga.definition_version v
     JOIN saga.definition d ON d.name = v.name
     CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(v.steps) WITH ORDINALITY e(step, n)
-    WHERE pg_catalog.pg_has_role(d.owner, 'USAGE')
+    WHERE (pg_catalog.pg_has_role(d.owner, 'USAGE')
+           AND d.owner_name = pg_catalog.pg_get_userbyid(d.owner))
        OR EXISTS (SELECT FROM saga.definition_grant g
                   WHERE g.definition_id = d.id
-                    AND (g.role = 0 OR pg_catalog.pg_has_role(g.role, 'USAGE')))
+                    AND (g.role = 0
+                         OR (pg_catalog.pg_has_role(g.role, 'USAGE')
+                             AND g.role_name = pg_catalog.pg_get_userbyid(g.role))))
        OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.definition_steps IS
     'steps of all versions of the definitions that the current user owns or may begin';
@@ -604,7 +627,10 @@ CREATE VIEW saga.sagas WITH (security_barrier) AS
            s.role_name AS owner,
            v.steps -> s.step::integer ->> 'name' AS step,
            CASE WHEN s.due_at IS NULL THEN NULL
-                WHEN s.coordinator <> c.id OR c.database <> db.oid THEN 'saga.adopt()'
+                WHEN s.coordinator IS DISTINCT FROM
+                     (SELECT c.id FROM saga.coordinator c
+                      JOIN pg_catalog.pg_database d ON d.oid = c.database
+                      WHERE d.datname = pg_catalog.current_database()) THEN 'saga.adopt()'
                 ELSE s.waiting_for END AS waiting_for,
            CASE WHEN s.waiting_for IN ('next attempt', 'start time')
                 THEN s.due_at END AS next_attempt_at,
@@ -618,11 +644,11 @@ CREATE VIEW saga.sagas WITH (security_barrier) AS
            s.error, s.created_at, s.start_at, s.started_at, s.finished_at, s.deadline,
            s.backward AS compensates, s.suspect, s.traceparent
     FROM saga.saga s
-    CROSS JOIN saga.coordinator c
-    CROSS JOIN (SELECT d.oid FROM pg_catalog.pg_database d
-                WHERE d.datname = pg_catalog.current_database()) db
     LEFT JOIN saga.definition_version v ON v.id = s.definition_id
-    WHERE pg_catalog.pg_has_role(s.role, 'USAGE') OR (SELECT saga.sees_all());
+    WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
+           AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+       OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.sagas IS
     'sagas, also the ones that have ended, of roles that the current user is a member of';
 COMMENT ON COLUMN saga.sagas.waiting_for IS
@@ -647,7 +673,10 @@ CREATE VIEW saga.steps WITH (security_barrier) AS
     CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(v.steps) WITH ORDINALITY e(step, n)
     LEFT JOIN saga.step t
         ON t.saga_id = s.id AND t.slot = s.slot AND t.step = e.n - 1
-    WHERE pg_catalog.pg_has_role(s.role, 'USAGE') OR (SELECT saga.sees_all());
+    WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
+           AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+       OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.steps IS
     'operations of sagas: one row per step that is still to come, one per operation that was tried or skipped';
 
@@ -658,7 +687,10 @@ CREATE VIEW saga.attempts WITH (security_barrier) AS
     FROM saga.saga s
     JOIN saga.attempt a ON a.saga_id = s.id AND a.slot = s.slot
     LEFT JOIN saga.definition_version v ON v.id = s.definition_id
-    WHERE pg_catalog.pg_has_role(s.role, 'USAGE') OR (SELECT saga.sees_all());
+    WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
+           AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+       OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.attempts IS 'attempts that failed, each with its whole error';
 
 CREATE VIEW saga.requests WITH (security_barrier) AS
@@ -666,14 +698,20 @@ CREATE VIEW saga.requests WITH (security_barrier) AS
            h.requested_at, h.applied_at, h.outcome
     FROM saga.saga s
     JOIN saga.history h ON h.saga_id = s.id AND h.slot = s.slot
-    WHERE pg_catalog.pg_has_role(s.role, 'USAGE') OR (SELECT saga.sees_all())
+    WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
+           AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+       OR (SELECT saga.sees_all())
     UNION ALL
     SELECT m.saga_id, m.id, m.kind, m.step, m.reason, m.requested_by,
            m.created_at, NULL, 'pending'
     FROM saga.message m
     JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot
     WHERE m.kind <> 'place'
-      AND (pg_catalog.pg_has_role(s.role, 'USAGE') OR (SELECT saga.sees_all()));
+      AND ((pg_catalog.pg_has_role(s.role, 'USAGE')
+            AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                 OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+           OR (SELECT saga.sees_all()));
 COMMENT ON VIEW saga.requests IS
     'what people asked of sagas: who, when, why, and what became of it';
 
@@ -689,7 +727,10 @@ CREATE VIEW saga.stuck WITH (security_barrier) AS
         ON t.saga_id = s.id AND t.slot = s.slot AND t.step = s.step
        AND t.operation = CASE WHEN s.backward THEN 'compensation' ELSE 'action' END::saga.operation
     WHERE s.due_at IS NOT NULL AND s.status = 'stuck'
-      AND (pg_catalog.pg_has_role(s.role, 'USAGE') OR (SELECT saga.sees_all()));
+      AND ((pg_catalog.pg_has_role(s.role, 'USAGE')
+            AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                 OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+           OR (SELECT saga.sees_all()));
 COMMENT ON VIEW saga.stuck IS
     'sagas that wait for a person''s saga.retry(), saga.skip() or saga.abandon()';
 COMMENT ON COLUMN saga.stuck.cause IS 'why it went back or got stuck in the first place';
@@ -697,14 +738,16 @@ COMMENT ON COLUMN saga.stuck.cause IS 'why it went back or got stuck in the firs
 CREATE VIEW saga.workers WITH (security_barrier) AS
     SELECT w.process, w.pid, d.datname AS database,
            CASE WHEN w.role <> 0 THEN COALESCE(r.rolname, w.role::text) END AS role,
-           w.state, w.reason, w.saga_id, v.steps -> w.step ->> 'name' AS step,
+           w.state, w.reason, w.saga_id,
+           (SELECT v.steps -> w.step ->> 'name'
+            FROM saga.saga s
+            JOIN saga.definition_version v ON v.id = s.definition_id
+            WHERE s.id = w.saga_id
+              AND d.datname = pg_catalog.current_database()) AS step,
            w.operation::saga.operation AS operation, w.attempt, w.since
     FROM saga.workers_raw() w
     LEFT JOIN pg_catalog.pg_database d ON d.oid = w.database
     LEFT JOIN pg_catalog.pg_roles r ON r.oid = w.role
-    LEFT JOIN saga.saga s ON s.id = w.saga_id
-        AND d.datname = pg_catalog.current_database()
-    LEFT JOIN saga.definition_version v ON v.id = s.definition_id
     WHERE w.role = 0 OR pg_catalog.pg_has_role(w.role, 'USAGE')
        OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.workers IS
@@ -713,7 +756,7 @@ COMMENT ON VIEW saga.workers IS
 CREATE FUNCTION saga.result(saga_id bigint) RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
-    SELECT s.result FROM saga.sagas s WHERE s.saga_id = $1
+    SELECT s.result FROM saga.sagas s WHERE s.saga_id OPERATOR(pg_catalog.=) $1
 $$;
 COMMENT ON FUNCTION saga.result(bigint) IS
     'result of the last step of a saga that has completed; NULL otherwise';
@@ -721,6 +764,7 @@ COMMENT ON FUNCTION saga.result(bigint) IS
 CREATE FUNCTION saga.explain(saga_id bigint)
 RETURNS TABLE (topic text, detail text)
 LANGUAGE sql STABLE PARALLEL RESTRICTED
+SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
     WITH s AS MATERIALIZED (
         SELECT * FROM saga.sagas x WHERE x.saga_id = $1
@@ -826,6 +870,8 @@ AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA saga TO %I', role);
     EXECUTE format(
+        'GRANT USAGE ON TYPE saga.saga_status, saga.operation, saga.operation_status TO %I', role);
+    EXECUTE format(
         'GRANT SELECT ON saga.definitions, saga.definition_steps, saga.sagas,'
         ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.workers TO %I', role);
     EXECUTE format(
@@ -846,6 +892,8 @@ SET search_path = pg_catalog, pg_temp
 AS $$
 BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA saga TO %I', role);
+    EXECUTE format(
+        'GRANT USAGE ON TYPE saga.saga_status, saga.operation, saga.operation_status TO %I', role);
     EXECUTE format(
         'GRANT SELECT ON saga.definitions, saga.definition_steps, saga.sagas,'
         ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.workers TO %I', role);
@@ -871,6 +919,7 @@ $$;
 COMMENT ON FUNCTION saga.grant_operator(name) IS
     'let a role see the sagas of all roles, and cancel, pause, resume, retry, skip and abandon them';
 
+REVOKE ALL ON TYPE saga.saga_status, saga.operation, saga.operation_status FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL SEQUENCES IN SCHEMA saga FROM PUBLIC;
 REVOKE ALL ON ALL ROUTINES IN SCHEMA saga FROM PUBLIC;

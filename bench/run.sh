@@ -155,6 +155,12 @@ begin_cost()
 	keep row_size "$size"
 	as_bench -c "SET client_min_messages = warning" -c "DROP TABLE IF EXISTS plain" \
 		-c "CREATE TABLE plain (id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, payload text)"
+	# ... and one with the same columns and indexes.
+	psql -c "SET client_min_messages = warning" -c "DROP TABLE IF EXISTS same" \
+		-c "CREATE TABLE same (LIKE saga.saga_0 INCLUDING ALL) WITH (fillfactor = 60)" \
+		-c "ALTER TABLE same OWNER TO bench" \
+		-c "CREATE SEQUENCE IF NOT EXISTS same_id" -c "GRANT ALL ON same_id TO bench" \
+		-c "GRANT USAGE ON SCHEMA saga TO bench"
 	out=$(as_bench -At -v orders="$orders" -v payload=$((size > 40 ? size - 36 : 4)) <<-'SQL'
 		SET client_min_messages = error;
 		SET bench.payload = :payload;
@@ -186,10 +192,31 @@ begin_cost()
 		END $$;
 		SELECT clock_timestamp() AS t3, pg_current_wal_insert_lsn() AS w3 \gset
 		ROLLBACK;
+		BEGIN;
+		SELECT clock_timestamp() AS t4, pg_current_wal_insert_lsn() AS w4 \gset
+		DO $$
+		DECLARE
+			input jsonb;
+			o orders;
+		BEGIN
+			SELECT order_input(orders, true) INTO input FROM orders LIMIT 1;
+			FOR o IN SELECT * FROM orders LOOP
+				INSERT INTO same (id, due_at, created_at, token, coordinator, role,
+					definition_id, turn, status, slot, step, backward, suspect,
+					role_name, input)
+				VALUES (nextval('same_id'), clock_timestamp(), clock_timestamp(),
+					gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 10,
+					1, 0, 'running', 0, 0, false, false, 'bench', input);
+			END LOOP;
+		END $$;
+		SELECT clock_timestamp() AS t5, pg_current_wal_insert_lsn() AS w5 \gset
+		ROLLBACK;
 		SELECT extract(epoch FROM :'t1'::timestamptz - :'t0') * 1e6 / :orders,
 			(:'w1'::pg_lsn - :'w0') / :orders,
 			extract(epoch FROM :'t3'::timestamptz - :'t2') * 1e6 / :orders,
-			(:'w3'::pg_lsn - :'w2') / :orders;
+			(:'w3'::pg_lsn - :'w2') / :orders,
+			extract(epoch FROM :'t5'::timestamptz - :'t4') * 1e6 / :orders,
+			(:'w5'::pg_lsn - :'w4') / :orders;
 	SQL
 	)
 	out=$(tail -n 1 <<<"$out")
@@ -197,6 +224,8 @@ begin_cost()
 	keep insert_wal "$(cut -d'|' -f2 <<<"$out")"
 	keep begin_us "$(cut -d'|' -f3 <<<"$out")"
 	keep begin_wal "$(cut -d'|' -f4 <<<"$out")"
+	keep same_us "$(cut -d'|' -f5 <<<"$out")"
+	keep same_wal "$(cut -d'|' -f6 <<<"$out")"
 }
 
 # latency NAME N: p50 and p99 of a pgbench script, one client.
@@ -344,11 +373,13 @@ row "begin to completed, one at a time, p99" "$(number 0 "$(value saga_p99)")" u
 row "4 plain INSERT commits, p50" "$(number 0 "$(value insert_p50)")" us
 row "4 plain INSERT commits, p99" "$(number 0 "$(value insert_p99)")" us
 row "saga.begin" "$(number 2 "$(value begin_us)")" us "" "" \
-	"1.5 x INSERT; it is $(ratio "$(value begin_us)" "$(value insert_us)")"
-row "plain INSERT of a row of $(value row_size) bytes" "$(number 2 "$(value insert_us)")" us
+	"1.5 x INSERT of its row; it is $(ratio "$(value begin_us)" "$(value same_us)")"
+row "plain INSERT of its row, with the same indexes" "$(number 2 "$(value same_us)")" us
+row "plain INSERT of two columns of its $(value row_size) bytes" "$(number 2 "$(value insert_us)")" us
 row "saga.begin, WAL" "$(number 0 "$(value begin_wal)")" bytes "" "" \
-	"it is $(ratio "$(value begin_wal)" "$(value insert_wal)") x INSERT"
-row "plain INSERT of a row of $(value row_size) bytes, WAL" "$(number 0 "$(value insert_wal)")" bytes
+	"it is $(ratio "$(value begin_wal)" "$(value same_wal)") x INSERT of its row"
+row "plain INSERT of its row, WAL" "$(number 0 "$(value same_wal)")" bytes
+row "plain INSERT of two columns, WAL" "$(number 0 "$(value insert_wal)")" bytes
 row "worker's private memory after $((memory / 5)) sagas" "$(value memory_fifth)" kB
 row "worker's private memory after $memory sagas" "$(value memory_all)" kB "" "" flat
 row "transactions per minute when idle" "$(value idle)" per_min "" "" 0

@@ -17,21 +17,23 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "nodes/parsenodes.h"
-#include "parser/parse_func.h"
 #include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
+#include "utils/portal.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
 #include "compat.h"
 #include "engine.h"
+#include "owner.h"
 #include "store.h"
 
 /* A waiter looks again this often even if nobody wakes it. */
@@ -238,13 +240,7 @@ saga_begin(PG_FUNCTION_ARGS)
 static bool
 is_operator(void)
 {
-	Oid			function;
-
-	function = LookupFuncName(list_make2(makeString("saga"),
-										 makeString("operator_privilege")),
-							  0, NULL, true);
-	return OidIsValid(function) &&
-		saga_function_aclcheck(function, GetUserId()) == ACLCHECK_OK;
+	return saga_owner_has_granted("operator_privilege");
 }
 
 static Saga *
@@ -468,7 +464,8 @@ look_at(int64 id)
 		ereport(ERROR,
 				errcode(ERRCODE_UNDEFINED_OBJECT),
 				errmsg("saga %lld does not exist", (long long) id));
-	if (!has_privs_of_role(GetUserId(), glance.role) && !is_operator())
+	if (!has_privs_of_role(GetUserId(), glance.role) &&
+		!saga_owner_has_granted("monitor_privilege"))
 		ereport(ERROR,
 				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				errmsg("permission denied for saga %lld", (long long) id));
@@ -604,6 +601,11 @@ foreground_commit(void)
 static void
 foreground_abort(void)
 {
+	/* SPI accepts no active snapshot but the portal's: the error left others */
+	while (ActiveSnapshotSet() &&
+		   (ActivePortal == NULL ||
+			GetActiveSnapshot() != ActivePortal->portalSnapshot))
+		PopActiveSnapshot();
 	SPI_rollback();
 }
 

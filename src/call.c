@@ -47,6 +47,7 @@
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
 #include "parser/parse_collate.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
@@ -70,9 +71,9 @@
 #include "owner.h"
 
 /* In a batch the timer looks around so often, in milliseconds, ... */
-#define BATCH_TICK	10
+#define BATCH_TICK	2
 /* ... and a wait for a lock may last so long, in microseconds. */
-#define BATCH_LOCK_WAIT	10000
+#define BATCH_LOCK_WAIT	2000
 
 /* A cancel that was swallowed is repeated so often, in milliseconds. */
 #define CANCEL_AGAIN	50
@@ -255,7 +256,8 @@ handle_timer(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (!timer.armed)
+	/* nobody disarms it when the process ends in the operation */
+	if (!timer.armed || proc_exit_inprogress)
 		return;
 	if (timer.verdict == TIMER_QUIET)
 	{
@@ -879,6 +881,12 @@ convert_by_record(Parameter *param, JsonbValue *value, bool *isnull)
 	pushJsonbValue(&state, WJB_VALUE, value);
 	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 
+	/*
+	 * What it remembers of the type may be older than the type: an attribute
+	 * that another session alters is no change of the type's own row.
+	 */
+	param->function.fn_extra = NULL;
+	param->function.fn_mcxt = CurrentMemoryContext;
 	param->fcinfo->args[0].value = JsonbPGetDatum(JsonbValueToJsonb(object));
 	param->fcinfo->args[0].isnull = false;
 	param->fcinfo->isnull = false;

@@ -113,4 +113,11 @@ typedef bool SagaUpdateIndexes;
 #define DATCONNLIMIT_INVALID_DB	(-2)
 #endif
 
+/* 17: an entry of a table of settings and their values. */
+#if PG_VERSION_NUM >= 170000
+#define SAGA_TRANSACTION_TIMEOUT_OFF	{"transaction_timeout", "0"},
+#else
+#define SAGA_TRANSACTION_TIMEOUT_OFF
+#endif
+
 #endif							/* SAGA_COMPAT_H */

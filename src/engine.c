@@ -45,8 +45,12 @@
 /* So many transactions a saga may have before others get their turn. */
 #define MAX_ROUNDS		16
 
-/* Commit a batch before the shared cache of subtransactions (64) is full. */
-#define MAX_SUBXIDS		48
+/* Commit a batch before the shared cache of subtransactions (64) is full:
+ * when another operation like the last one might fill it. */
+#define MAX_SUBXIDS		62
+
+/* So often an operation that waits for a lock is tried again in a batch. */
+#define MAX_COLLISIONS	3
 
 /* One saga of a run. */
 typedef struct Member
@@ -56,6 +60,8 @@ typedef struct Member
 	int			isolation;		/* of its next transaction */
 	bool		active;			/* has, or may have, something to do */
 	bool		alone;			/* not in a transaction with others */
+	int			collisions;		/* how often its operation met another batch's
+								 * locks, or another batch met its */
 
 	/* within one transaction */
 	bool		operated;		/* an operation was called */
@@ -77,6 +83,8 @@ typedef struct Run
 	SagaError  *commit_error;	/* record this instead of calling anything */
 	const SagaLost *lost;		/* record that the process ended during this */
 	bool		interrupted;	/* in the foreground: the user cancelled */
+	bool		soiled;			/* an operation may have left something in the
+								 * session */
 
 	/* within one transaction */
 	int			isolation;
@@ -318,6 +326,7 @@ record_success(Member *member, const SagaTodo *todo,
 	if (saga->started_at == 0)
 		saga->started_at = report->started_at;
 	saga->suspect = false;
+	member->collisions = 0;
 }
 
 static void
@@ -340,6 +349,20 @@ record_later(Member *member, const SagaTodo *todo,
 	if (saga->started_at == 0)
 		saga->started_at = report->started_at;
 	saga->suspect = false;
+}
+
+/*
+ * The operation could not share the transaction.  Where it only met a lock,
+ * the other side is most often a batch of the same steps, soon over: it may
+ * try among others again, in the next transaction, a few times.
+ */
+static void
+take_out(Member *member, const SagaError *error)
+{
+	if (strcmp(error->sqlstate, "55P03") == 0 &&
+		++member->collisions <= MAX_COLLISIONS)
+		return;
+	member->alone = true;
 }
 
 static void
@@ -372,7 +395,7 @@ record_report(Run *run, Member *member, const SagaTodo *todo,
 						   report->finished_at);
 			break;
 		case SAGA_CALL_ALONE:
-			member->alone = true;
+			take_out(member, &report->error);
 			break;
 	}
 }
@@ -595,6 +618,8 @@ call_operation(Run *run, Member *member, const SagaTodo *todo)
 		.batch_end = run->batch_end
 	};
 	bool		overflowed;
+	int			subxids = saga_call_subxids(&overflowed);
+	int			more;
 
 	member->operation = (SagaOperationRef)
 	{
@@ -618,10 +643,12 @@ call_operation(Run *run, Member *member, const SagaTodo *todo)
 	{
 		remember_alone(saga, todo);
 		run->stop = true;
+		run->soiled = true;
 	}
 	if (report.flush || saga->definition->steps[todo->step].durable)
 		run->flush = true;
-	if (saga_call_subxids(&overflowed) > MAX_SUBXIDS || overflowed)
+	more = saga_call_subxids(&overflowed);
+	if (overflowed || more + (more - subxids) > MAX_SUBXIDS)
 		run->stop = true;
 	if (report.canceled && !run->driver->worker)
 		run->interrupted = run->stop = true;
@@ -734,14 +761,14 @@ advance(Run *run, Member *member)
 			settle(member, &todo);
 			break;
 		}
+		else if (run->commit_error != NULL && !member->operated)
+			record_commit_error(run, member, &todo);
 		else if (!may_operate(run, member, &todo))
 		{
 			if (!member->wants_place)
 				set_ready(saga);
 			break;
 		}
-		else if (run->commit_error != NULL)
-			record_commit_error(run, member, &todo);
 		else
 		{
 			call_operation(run, member, &todo);
@@ -903,6 +930,7 @@ forget(Member **members, int n)
 	for (int i = 0; i < n; i++)
 	{
 		members[i]->saga = NULL;
+		members[i]->active = true;
 		members[i]->alone = false;
 	}
 }
@@ -1049,6 +1077,13 @@ run_rounds(Run *run)
 	{
 		CHECK_FOR_INTERRUPTS();
 		run_group(run, group, n);
+		if (run->soiled && run->driver->worker)
+		{
+			/* before the next saga's step finds it */
+			run->soiled = false;
+			saga_call_clean_session();
+			MemoryContextSwitchTo(run->memory);
+		}
 		for (int i = 0; i < n; i++)
 		{
 			if (!group[i]->active)
@@ -1140,6 +1175,8 @@ note_role(Oid role, bool due, bool message, TimestampTz next_due)
 {
 	if (due || message)
 		saga_pool_want(role);
+	if (next_due != DT_NOEND)
+		saga_pool_want_at(role, next_due);
 	if (next_due < sweep_next_due)
 		sweep_next_due = next_due;
 }

@@ -16,13 +16,17 @@
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_proc.h"
 #include "commands/dbcommands.h"
+#include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
@@ -32,6 +36,7 @@
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
+#include "compat.h"
 #include "owner.h"
 
 /* Settings of the engine's own statements: what a role may have set for its
@@ -79,6 +84,19 @@ saga_owner_generation(void)
 	return generation;
 }
 
+/*
+ * Once the extension is gone anybody may give these names to a schema and a
+ * table of his own, and put functions into the table's indexes.
+ */
+static bool
+belongs_to_extension(Oid relation)
+{
+	Oid			extension = get_extension_oid("saga", true);
+
+	return OidIsValid(extension) &&
+		getExtensionOfObject(RelationRelationId, relation) == extension;
+}
+
 Oid
 saga_owner_role(void)
 {
@@ -97,7 +115,7 @@ saga_owner_role(void)
 	saga_relation = OidIsValid(namespace) ?
 		get_relname_relid("saga", namespace) : InvalidOid;
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(saga_relation));
-	if (!HeapTupleIsValid(tuple))
+	if (!HeapTupleIsValid(tuple) || !belongs_to_extension(saga_relation))
 		ereport(ERROR,
 				errcode(ERRCODE_UNDEFINED_OBJECT),
 				errmsg("extension \"saga\" is not installed in database \"%s\"",
@@ -147,7 +165,8 @@ saga_owner_leave(SagaOwnerSwitch *state)
 void
 saga_owner_abandon(void)
 {
-	if (!switched)
+	/* the error of a step that was caught leaves no connection behind */
+	if (!saga_owner_is_current())
 		return;
 	switched = false;
 	if (SPI_finish() != SPI_OK_FINISH)
@@ -161,6 +180,22 @@ saga_owner_is_current(void)
 	if (switched && !InSecurityRestrictedOperation())
 		switched = false;
 	return switched;
+}
+
+bool
+saga_owner_has_granted(const char *function)
+{
+	oidvector  *arguments = buildoidvector(NULL, 0);
+	Oid			namespace = get_namespace_oid("saga", true);
+	Oid			oid;
+
+	oid = GetSysCacheOid3(PROCNAMEARGSNSP, Anum_pg_proc_oid,
+						  CStringGetDatum(function),
+						  PointerGetDatum(arguments),
+						  ObjectIdGetDatum(namespace));
+	pfree(arguments);
+	return OidIsValid(oid) &&
+		saga_function_aclcheck(oid, GetUserId()) == ACLCHECK_OK;
 }
 
 bool

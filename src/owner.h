@@ -39,6 +39,10 @@ extern Oid	saga_owner_role(void);
 /* Goes up each time what was looked up by name has to be looked up again. */
 extern uint32 saga_owner_generation(void);
 
+/* May the current user execute this function of ours, which has no arguments
+ * and is there to be granted: "monitor_privilege", "operator_privilege"? */
+extern bool saga_owner_has_granted(const char *function);
+
 /* Has the current database the extension, at the version of this library? */
 extern bool saga_extension_ready(void);
 

@@ -1537,7 +1537,11 @@ saga_store_places_regrant(void)
 	list_sort(ids, list_int_cmp);
 	foreach(cell, ids)
 	{
-		lock_places(lfirst_int(cell));
+		/* whoever has it grants the places itself; a coordinator does not wait
+		 * for a role's commit */
+		if (!ConditionalLockDatabaseObject(names.tables[TABLE_MESSAGE][0],
+										   lfirst_int(cell), 0, ExclusiveLock))
+			continue;
 		grant_places(psprintf(PLACE_PREFIX "%d", lfirst_int(cell)),
 					 lfirst_int(cell), 0);
 	}
