@@ -24,6 +24,7 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/jsonb.h"
 #include "utils/portal.h"
@@ -493,6 +494,39 @@ sleep_for_saga(bool registered, TimestampTz until)
 }
 
 /*
+ * Look at a saga until it is final or the time is over.  "commits" ends the
+ * transaction after each look, so that nothing is held while it sleeps.
+ */
+static SagaStatus
+wait_until_final(int64 id, TimestampTz until, bool commits)
+{
+	volatile SagaStatus status = SAGA_STATUS_RUNNING;
+	bool		registered = saga_waiter_register(id);
+
+	PG_TRY();
+	{
+		for (;;)
+		{
+			status = look_at(id);
+			if (saga_status_is_final(status) || GetCurrentTimestamp() >= until)
+				break;
+			if (commits)
+			{
+				SPI_commit();
+				InvalidateCatalogSnapshotConditionally();
+			}
+			sleep_for_saga(registered, until);
+		}
+	}
+	PG_FINALLY();
+	{
+		saga_waiter_forget();
+	}
+	PG_END_TRY();
+	return status;
+}
+
+/*
  * CALL saga.wait(saga_id, timeout, INOUT status): wait until the saga is
  * final, holding no snapshot, no lock and no transaction id meanwhile.
  */
@@ -503,7 +537,6 @@ saga_wait(PG_FUNCTION_ARGS)
 	TimestampTz until;
 	SagaStatus	status;
 	Datum		values[1];
-	bool		registered;
 
 	require_argument(fcinfo, 0, "saga_id");
 	id = PG_GETARG_INT64(0);
@@ -512,24 +545,7 @@ saga_wait(PG_FUNCTION_ARGS)
 					   "saga.wait_within() waits in a function, for a minute at most.");
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
-	registered = saga_waiter_register(id);
-	PG_TRY();
-	{
-		for (;;)
-		{
-			status = look_at(id);
-			if (saga_status_is_final(status) || GetCurrentTimestamp() >= until)
-				break;
-			SPI_commit();
-			InvalidateCatalogSnapshotConditionally();
-			sleep_for_saga(registered, until);
-		}
-	}
-	PG_FINALLY();
-	{
-		saga_waiter_forget();
-	}
-	PG_END_TRY();
+	status = wait_until_final(id, until, true);
 	SPI_finish();
 	values[0] = CStringGetTextDatum(saga_status_name(status));
 	return make_row(fcinfo, values);
@@ -546,7 +562,6 @@ saga_wait_within(PG_FUNCTION_ARGS)
 	int64		timeout;
 	TimestampTz until;
 	SagaStatus	status;
-	bool		registered;
 
 	require_argument(fcinfo, 0, "saga_id");
 	id = PG_GETARG_INT64(0);
@@ -564,22 +579,7 @@ saga_wait_within(PG_FUNCTION_ARGS)
 					   GetConfigOption("transaction_isolation", false, false)),
 				errdetail("The transaction would not see what happens to it."));
 	until = GetCurrentTimestamp() + timeout;
-	registered = saga_waiter_register(id);
-	PG_TRY();
-	{
-		for (;;)
-		{
-			status = look_at(id);
-			if (saga_status_is_final(status) || GetCurrentTimestamp() >= until)
-				break;
-			sleep_for_saga(registered, until);
-		}
-	}
-	PG_FINALLY();
-	{
-		saga_waiter_forget();
-	}
-	PG_END_TRY();
+	status = wait_until_final(id, until, false);
 	PG_RETURN_TEXT_P(cstring_to_text(saga_status_name(status)));
 }
 
@@ -704,17 +704,26 @@ saga_run(PG_FUNCTION_ARGS)
 	return make_row(fcinfo, values);
 }
 
-/* Run what is due of the current role, up to "max" sagas and until "until". */
+/*
+ * Run what is due of the current role, up to "max" sagas and until "until".
+ * Looks again as long as that brought something about: the end of one saga may
+ * have given its place to another.
+ */
 static void
 recover_due(int64 max, TimestampTz until, SagaRunResult *result, int64 *looked)
 {
 	bool		complete = false;
+	int64		done = 0;
 	TimestampTz next_due;
 	SagaRef		refs[SAGA_MAX_BATCH];
 
 	*looked = 0;
-	while (!complete && *looked < max && GetCurrentTimestamp() < until)
+	while (*looked < max && GetCurrentTimestamp() < until)
 	{
+		if (complete && result->operations + result->finished == done)
+			break;
+		if (complete)
+			done = result->operations + result->finished;
 		int			n = saga_engine_find_due(&foreground_driver, refs,
 											 Min(max - *looked, SAGA_MAX_BATCH),
 											 &complete, &next_due);

@@ -6,6 +6,7 @@
 #ifndef SAGA_COMPAT_H
 #define SAGA_COMPAT_H
 
+#include "access/tableam.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "utils/acl.h"
@@ -38,7 +39,7 @@ saga_parse_type(const char *text)
 	int32		typmod;
 
 #if PG_VERSION_NUM >= 160000
-	ErrorSaveContext context = {T_ErrorSaveContext};
+	ErrorSaveContext context = {.type = T_ErrorSaveContext};
 
 	if (!parseTypeString(text, &type, &typmod, (Node *) &context))
 		return InvalidOid;

@@ -461,6 +461,23 @@ apply_messages(Member *member)
 }
 
 
+/* The saga had ended before they were written, or while they were. */
+static void
+refuse_messages(Member *member)
+{
+	ListCell   *cell;
+
+	foreach(cell, member->saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+
+		message->outcome = verdict_text(SAGA_VERDICT_FINAL);
+	}
+	member->saga->changed = true;
+	member->active = false;
+}
+
+
 /* ---- one saga within a transaction ---------------------------------------- */
 
 static const char *
@@ -735,6 +752,11 @@ advance(Run *run, Member *member)
 	Saga	   *saga = member->saga;
 	bool		was_stuck = saga->state.status == SAGA_STATUS_STUCK;
 
+	if (saga->ended)
+	{
+		refuse_messages(member);
+		return;
+	}
 	if (saga->broken == NULL)
 	{
 		if (run->lost != NULL)
@@ -878,6 +900,8 @@ tell_others(Run *run, Member **members, int n)
 		Saga	   *saga = members[i]->saga;
 
 		if (saga == NULL)
+			continue;
+		if (saga->ended)
 			continue;
 		if (saga_status_is_final(saga->state.status))
 			finished[nfinished++] = saga->ref.id;

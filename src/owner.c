@@ -97,6 +97,13 @@ belongs_to_extension(Oid relation)
 		getExtensionOfObject(RelationRelationId, relation) == extension;
 }
 
+void
+saga_owner_invalidate(void)
+{
+	(void) saga_owner_role();
+	CacheInvalidateRelcacheByRelid(saga_relation);
+}
+
 Oid
 saga_owner_role(void)
 {

@@ -39,6 +39,9 @@ extern Oid	saga_owner_role(void);
 /* Goes up each time what was looked up by name has to be looked up again. */
 extern uint32 saga_owner_generation(void);
 
+/* Have it go up in all backends, when this transaction has committed. */
+extern void saga_owner_invalidate(void);
+
 /* May the current user execute this function of ours, which has no arguments
  * and is there to be granted: "monitor_privilege", "operator_privilege"? */
 extern bool saga_owner_has_granted(const char *function);

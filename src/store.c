@@ -775,8 +775,6 @@ lock_row(Table *table, Snapshot snapshot, int64 id)
 static bool
 row_is_ours(TupleTableSlot *slot, Oid role, const char *role_name)
 {
-	if (slot->tts_isnull[SAGA_DUE_AT])
-		return false;			/* final */
 	if (memcmp(DatumGetUUIDP(slot->tts_values[SAGA_COORDINATOR]),
 			   &names.coordinator, UUID_LEN) != 0)
 		return false;			/* of another coordinator: see saga.adopt() */
@@ -950,14 +948,24 @@ saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role)
 			*saga = read_saga(table->slot);
 			reload[order[i]] = true;
 		}
+		if (*saga != NULL)
+		{
+			(*saga)->ended = table->slot->tts_isnull[SAGA_DUE_AT];
+			reload[order[i]] &= !(*saga)->ended;
+		}
 	}
 	PopActiveSnapshot();
 
 	/* second statement, newer snapshot: what hangs on them */
 	snapshot = push_new_snapshot();
 	for (int i = 0; i < n; i++)
-		if (sagas[i] != NULL)
-			load_rest(&tables, snapshot, sagas[i], reload[i]);
+	{
+		if (sagas[i] == NULL)
+			continue;
+		load_rest(&tables, snapshot, sagas[i], reload[i]);
+		if (sagas[i]->ended && sagas[i]->messages == NIL)
+			sagas[i] = NULL;
+	}
 	PopActiveSnapshot();
 	close_tables(&tables);
 	pfree(order);
@@ -1157,6 +1165,15 @@ saga_store_save(Saga **sagas, int n)
 
 		if (saga == NULL || !saga->changed)
 			continue;
+		if (saga->ended)
+		{
+			/* final is final: only what was asked too late is put away */
+			foreach(cell, saga->messages)
+				save_message(&tables, saga, lfirst(cell), now);
+			saga->messages = NIL;
+			saga->changed = false;
+			continue;
+		}
 		for (int step = 0; step < saga->state.nsteps; step++)
 			for (int operation = 0; operation < SAGA_NOPERATION; operation++)
 				if (saga->ops[step][operation].changed)
@@ -1221,10 +1238,12 @@ static Statement find_next_due = {
 };
 static Statement find_messages = {
 	"SELECT DISTINCT m.saga_id, m.slot FROM saga.message m"
-	" WHERE m.role = $1 ORDER BY m.saga_id",
-	1, {OIDOID}, NULL
+	" JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot"
+	" WHERE m.role = $1 AND s.coordinator = $2 ORDER BY m.saga_id",
+	2, {OIDOID, UUIDOID}, NULL
 };
-/* the distinct roles by a loose scan of the index: one probe for each */
+/* the distinct roles by a loose scan of the index: one probe for each; and
+ * those of messages, whose saga may be final by now */
 static Statement look_at_roles = {
 	"WITH RECURSIVE r(role) AS ("
 	" (SELECT s.role FROM saga.saga s WHERE s.due_at IS NOT NULL"
@@ -1232,15 +1251,19 @@ static Statement look_at_roles = {
 	" UNION ALL"
 	" SELECT (SELECT s.role FROM saga.saga s WHERE s.due_at IS NOT NULL"
 	"         AND s.role > r.role ORDER BY s.role LIMIT 1)"
-	" FROM r WHERE r.role IS NOT NULL)"
+	" FROM r WHERE r.role IS NOT NULL), m(role) AS MATERIALIZED ("
+	" SELECT DISTINCT m.role FROM saga.message m"
+	" JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot"
+	" WHERE s.coordinator = $2)"
 	" SELECT r.role,"
 	" EXISTS (SELECT FROM saga.saga s WHERE s.role = r.role"
 	"         AND s.due_at <= $1 AND s.coordinator = $2),"
-	" EXISTS (SELECT FROM saga.message m WHERE m.role = r.role),"
+	" EXISTS (SELECT FROM m WHERE m.role = r.role),"
 	" (SELECT s.due_at FROM saga.saga s WHERE s.role = r.role"
 	"  AND s.due_at > $1 AND s.due_at < 'infinity' AND s.coordinator = $2"
 	"  ORDER BY s.due_at LIMIT 1)"
-	" FROM r WHERE r.role IS NOT NULL",
+	" FROM (SELECT r.role FROM r WHERE r.role IS NOT NULL"
+	"       UNION SELECT m.role FROM m) r",
 	2, {TIMESTAMPTZOID, UUIDOID}, NULL
 };
 
@@ -1308,13 +1331,15 @@ saga_store_find_due(SagaDuePosition *position, SagaRef *refs, int max,
 int
 saga_store_find_messages(Oid role, SagaRef *refs, int max)
 {
-	Datum		values[1] = {ObjectIdGetDatum(role)};
+	Datum		values[2];
 	SagaOwnerSwitch owner;
 	int			n;
 
 	look_up_names();
 	if (is_copied_database())
 		return 0;
+	values[0] = ObjectIdGetDatum(role);
+	values[1] = UUIDPGetDatum(&names.coordinator);
 	saga_owner_enter(&owner);
 	n = (int) run_statement(&find_messages, values, NULL, false, max);
 	for (int i = 0; i < n; i++)
@@ -1688,6 +1713,8 @@ saga_store_adopt(List **unbound)
 	uint64		n;
 
 	*unbound = NIL;
+	/* every backend remembers who this coordinator is */
+	saga_owner_invalidate();
 	saga_owner_enter(&owner);
 	execute(renew_identity);
 	for (size_t i = 0; i < lengthof(adopt_statements); i++)

@@ -84,6 +84,8 @@ typedef struct Saga
 	HeapTuple	tuple;			/* as stored; its t_self is the row's */
 	bool		foreign;		/* of another coordinator: see saga.adopt() */
 	const char *broken;			/* why its rows have no meaning; NULL = fine */
+	bool		ended;			/* it was final when it was locked: nothing is
+								 * loaded or saved but messages that came late */
 
 	/* what saga_store_save() is to write */
 	bool		changed;
