@@ -720,15 +720,16 @@ recover_due(int64 max, TimestampTz until, SagaRunResult *result, int64 *looked)
 	*looked = 0;
 	while (*looked < max && GetCurrentTimestamp() < until)
 	{
+		int			mine;
+		int			n;
+
 		if (complete && result->operations + result->finished == done)
 			break;
 		if (complete)
 			done = result->operations + result->finished;
-		int			n = saga_engine_find_due(&foreground_driver, refs,
-											 Min(max - *looked, SAGA_MAX_BATCH),
-											 &complete, &next_due);
-		int			mine;
-
+		n = saga_engine_find_due(&foreground_driver, refs,
+								 Min(max - *looked, SAGA_MAX_BATCH),
+								 &complete, &next_due);
 		CHECK_FOR_INTERRUPTS();
 		*looked += n;
 		mine = n > 0 ? saga_executor_claim(refs, n) : 0;
@@ -794,8 +795,8 @@ saga_adopt(PG_FUNCTION_ARGS)
 	ListCell   *cell;
 
 	check_may_write("saga.adopt()");
-	saga_catalog_adopt();
 	values[0] = Int64GetDatum(saga_store_adopt(&unbound));
+	saga_catalog_adopt();
 	names = palloc((list_length(unbound) + 1) * sizeof(Datum));
 	foreach(cell, unbound)
 		names[n++] = CStringGetTextDatum(lfirst(cell));

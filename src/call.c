@@ -80,6 +80,8 @@
 
 /* A worker whose step swallows cancels for so long, in microseconds, ends. */
 #define SWALLOW_GRACE	(5 * USECS_PER_SEC)
+/* ... and where others wait for it in its batch, for so long. */
+#define BATCH_SWALLOW_GRACE	(200 * INT64CONST(1000))
 
 /* The most bytes that are kept of each text of an error. */
 #define MAX_ERROR_TEXT	10000
@@ -274,7 +276,8 @@ handle_timer(void)
 		 */
 		if (timer.swallowed_at == 0)
 			timer.swallowed_at = now;
-		else if (timer.may_die && now - timer.swallowed_at >= SWALLOW_GRACE)
+		else if (timer.may_die && now - timer.swallowed_at >=
+				 (timer.in_batch ? BATCH_SWALLOW_GRACE : SWALLOW_GRACE))
 			ProcDiePending = true;
 	}
 	QueryCancelPending = true;

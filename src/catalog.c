@@ -84,6 +84,7 @@ static HTAB *versions = NULL;
 static HTAB *names = NULL;
 static CachedVersion *old_versions = NULL;
 static uint32 invalidations = 0;
+static int	users = 0;			/* runs of the engine: they forget nothing */
 static uint32 swept = 0;		/* of them, when stale entries were last freed */
 static Oid	definition_relation = InvalidOid;
 
@@ -412,6 +413,12 @@ saga_catalog_version(int32 id)
 	return version != NULL ? &version->definition : NULL;
 }
 
+bool
+saga_catalog_has_version(int32 id)
+{
+	return cached_version(id) != NULL;
+}
+
 const SagaDefinition *
 saga_catalog_newest(const char *name)
 {
@@ -466,8 +473,17 @@ forget_stale(void)
 }
 
 void
+saga_catalog_use(bool begins)
+{
+	users += begins ? 1 : -1;
+	Assert(users >= 0);
+}
+
+void
 saga_catalog_forget_old(void)
 {
+	if (users > 0)
+		return;
 	while (old_versions != NULL)
 	{
 		CachedVersion *version = old_versions;
@@ -650,8 +666,9 @@ insert_definition(const char *name, Oid user, const char *user_name)
 	Datum		values[] = {CStringGetTextDatum(name), ObjectIdGetDatum(user),
 	CStringGetTextDatum(user_name)};
 
-	write_rows("INSERT INTO saga.definition (name, owner, owner_name) "
-			   "VALUES ($1, $2, $3) ON CONFLICT (name) DO NOTHING",
+	write_rows("INSERT INTO saga.definition (name, owner, owner_name, coordinator) "
+			   "SELECT $1, $2, $3, c.id FROM saga.coordinator c "
+			   "ON CONFLICT (name) DO NOTHING",
 			   3, types, values, NULL);
 }
 
@@ -863,17 +880,31 @@ saga_catalog_revoke(const char *name, const char *role_name)
 void
 saga_catalog_adopt(void)
 {
+	/* those made here: the role may have been renamed since; then those of
+	 * another coordinator, whose OIDs mean nothing here */
+	static const char *const statements[] = {
+		("UPDATE saga.definition_grant g SET role_name = r.rolname "
+		 "FROM saga.definition d, saga.coordinator c, pg_catalog.pg_authid r "
+		 "WHERE d.id = g.definition_id AND d.coordinator = c.id "
+		 "AND r.oid = g.role AND r.rolname <> g.role_name"),
+		("UPDATE saga.definition d SET owner_name = r.rolname "
+		 "FROM saga.coordinator c, pg_catalog.pg_authid r "
+		 "WHERE d.coordinator = c.id AND r.oid = d.owner "
+		 "AND r.rolname <> d.owner_name"),
+		("UPDATE saga.definition_grant g SET role = r.oid "
+		 "FROM pg_catalog.pg_authid r "
+		 "WHERE r.rolname = g.role_name AND r.oid <> g.role"),
+		("UPDATE saga.definition d SET owner = r.oid "
+		 "FROM pg_catalog.pg_authid r "
+		 "WHERE r.rolname = d.owner_name AND r.oid <> d.owner"),
+		("UPDATE saga.definition d SET coordinator = c.id "
+		 "FROM saga.coordinator c WHERE d.coordinator <> c.id")
+	};
 	SagaOwnerSwitch owner;
 
 	saga_owner_enter(&owner);
-	write_rows("UPDATE saga.definition d SET owner = r.oid "
-			   "FROM pg_catalog.pg_authid r "
-			   "WHERE r.rolname = d.owner_name AND r.oid <> d.owner",
-			   0, NULL, NULL, NULL);
-	write_rows("UPDATE saga.definition_grant g SET role = r.oid "
-			   "FROM pg_catalog.pg_authid r "
-			   "WHERE r.rolname = g.role_name AND r.oid <> g.role",
-			   0, NULL, NULL, NULL);
+	for (size_t i = 0; i < lengthof(statements); i++)
+		write_rows(statements[i], 0, NULL, NULL, NULL);
 	changed();
 	saga_owner_leave(&owner);
 }

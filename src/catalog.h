@@ -29,6 +29,15 @@ extern const SagaDefinition *saga_catalog_for_begin(const char *name,
 
 extern void saga_catalog_forget_old(void);
 
+/*
+ * Between use(true) and use(false), which the engine puts around a run,
+ * nothing is forgotten: a step may itself call saga.begin() or a verb.
+ */
+extern void saga_catalog_use(bool begins);
+
+/* Is the version in the cache, so that looking it up reads no table? */
+extern bool saga_catalog_has_version(int32 id);
+
 /* ---- changes: each checks that the current user may make it ------------- */
 
 /* Make this the newest version, unless it is already; returns its number. */

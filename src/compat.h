@@ -60,9 +60,21 @@ saga_parse_type(const char *text)
 #if PG_VERSION_NUM >= 160000
 typedef TU_UpdateIndexes SagaUpdateIndexes;
 #define saga_update_needs_indexes(update) ((update) != TU_None)
+#define saga_update_is_summarizing(update) ((update) == TU_Summarizing)
+#define saga_index_is_summarizing(index) ((index)->rd_indam->amsummarizing)
 #else
 typedef bool SagaUpdateIndexes;
 #define saga_update_needs_indexes(update) (update)
+#define saga_update_is_summarizing(update) (false)
+#define saga_index_is_summarizing(index) (true)
+#endif
+
+/* 17: what an access method keeps between insertions is given back. */
+#if PG_VERSION_NUM >= 170000
+#define saga_index_insert_cleanup(index, info) \
+	index_insert_cleanup((index), (info))
+#else
+#define saga_index_insert_cleanup(index, info)	((void) 0)
 #endif
 
 /* 18: index scans can be instrumented. */

@@ -30,6 +30,7 @@
 #include "utils/guc.h"
 #include "utils/hsearch.h"
 #include "utils/memutils.h"
+#include "utils/plancache.h"
 #include "utils/timestamp.h"
 
 #include "call.h"
@@ -52,6 +53,9 @@
 /* So often an operation that waits for a lock is tried again in a batch. */
 #define MAX_COLLISIONS	3
 
+/* So often a transaction of one saga that met a conflict is done again. */
+#define MAX_CONFLICTS	3
+
 /* One saga of a run. */
 typedef struct Member
 {
@@ -60,6 +64,7 @@ typedef struct Member
 	int			isolation;		/* of its next transaction */
 	bool		active;			/* has, or may have, something to do */
 	bool		alone;			/* not in a transaction with others */
+	bool		replanned;		/* plans were thrown away for it */
 	int			collisions;		/* how often its operation met another batch's
 								 * locks, or another batch met its */
 
@@ -90,7 +95,9 @@ typedef struct Run
 	int			isolation;
 	bool		in_batch;
 	bool		stop;			/* call nothing more in this one */
-	bool		flush;			/* commit synchronously */
+	bool		flush;			/* commit as the role's synchronous_commit says */
+	bool		force;			/* commit synchronously, whatever that says */
+	bool		any_final;		/* a saga has ended */
 	TimestampTz batch_end;
 } Run;
 
@@ -352,6 +359,17 @@ record_later(Member *member, const SagaTodo *todo,
 }
 
 /*
+ * Is it an error that a function's plan may have from before somebody altered
+ * a table?  Then it is called once more, uncounted, with nothing cached.
+ */
+static bool
+may_be_stale(const SagaError *error)
+{
+	return strcmp(error->sqlstate, "0A000") == 0 ||
+		strcmp(error->sqlstate, "42804") == 0;
+}
+
+/*
  * The operation could not share the transaction.  Where it only met a lock,
  * the other side is most often a batch of the same steps, soon over: it may
  * try among others again, in the next transaction, a few times.
@@ -382,6 +400,12 @@ record_report(Run *run, Member *member, const SagaTodo *todo,
 			record_later(member, todo, report);
 			break;
 		case SAGA_CALL_FAILED:
+			if (may_be_stale(&report->error) && !member->replanned)
+			{
+				member->replanned = member->alone = true;
+				ResetPlanCache();
+				break;
+			}
 			passing = !report->by_fail &&
 				saga_retry_is_passing(&rules->steps[todo->step].retry[todo->operation],
 									  report->error.sqlstate,
@@ -539,6 +563,28 @@ settle(Member *member, const SagaTodo *todo)
 			 wait_text(todo->wait));
 }
 
+/* Of a saga whose rows make no sense a person can ask but one thing. */
+static void
+apply_messages_broken(Member *member)
+{
+	Saga	   *saga = member->saga;
+	ListCell   *cell;
+
+	foreach(cell, saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+
+		saga->changed = true;
+		message->outcome = "refused: its rows are not consistent";
+		if (strcmp(message->kind, "abandon") != 0)
+			continue;
+		message->outcome = "done";
+		saga->state.status = SAGA_STATUS_ABANDONED;
+		saga->waiting_for = NULL;
+		cause_of_message(saga, message);
+	}
+}
+
 /* Rows that make no sense are a person's to look at; nothing else is touched
  * but the status. */
 static void
@@ -548,7 +594,9 @@ set_broken(Member *member)
 	SagaError	error;
 
 	member->active = false;
-	if (saga->state.status == SAGA_STATUS_STUCK)
+	apply_messages_broken(member);
+	if (saga->state.status == SAGA_STATUS_STUCK ||
+		saga_status_is_final(saga->state.status))
 		return;
 	error = make_error(ERRCODE_DATA_CORRUPTED,
 					   "the saga's rows are not consistent", saga->broken);
@@ -588,11 +636,14 @@ may_operate(Run *run, Member *member, const SagaTodo *todo)
 {
 	const Saga *saga = member->saga;
 
-	if (member->operated || run->stop || !OidIsValid(run->role))
+	if (member->operated || run->stop || run->commit_error != NULL ||
+		!OidIsValid(run->role))
 		return false;
 	if (needs_place(member))
 	{
-		member->wants_place = true;
+		/* asked for at read committed, whatever the step wants */
+		member->wants_place = run->isolation == XACT_READ_COMMITTED;
+		member->isolation = XACT_READ_COMMITTED;
 		return false;
 	}
 	member->isolation = isolation_of(saga, todo);
@@ -662,14 +713,25 @@ call_operation(Run *run, Member *member, const SagaTodo *todo)
 		run->stop = true;
 		run->soiled = true;
 	}
-	if (report.flush || saga->definition->steps[todo->step].durable)
+	if (report.flush)
 		run->flush = true;
+	if (saga->definition->steps[todo->step].durable)
+		run->force = run->stop = true;
 	more = saga_call_subxids(&overflowed);
 	if (overflowed || more + (more - subxids) > MAX_SUBXIDS)
 		run->stop = true;
 	if (report.canceled && !run->driver->worker)
 		run->interrupted = run->stop = true;
 	record_report(run, member, todo, &report);
+}
+
+/* Is the operation to do the one whose commit has failed? */
+static bool
+is_operation(const Member *member, const SagaTodo *todo)
+{
+	return !member->operated && member->operation.step == todo->step &&
+		member->operation.operation == (int) todo->operation &&
+		member->operation.attempt == todo->attempt;
 }
 
 /* Instead of calling the operation: its commit has failed, alone. */
@@ -783,7 +845,7 @@ advance(Run *run, Member *member)
 			settle(member, &todo);
 			break;
 		}
-		else if (run->commit_error != NULL && !member->operated)
+		else if (run->commit_error != NULL && is_operation(member, &todo))
 			record_commit_error(run, member, &todo);
 		else if (!may_operate(run, member, &todo))
 		{
@@ -822,38 +884,6 @@ ask_for_place(Member *member)
 		set_ready(saga);
 }
 
-/* All that is written, after the last operation of the transaction. */
-static void
-write_all(Run *run, Member **members, int n)
-{
-	Saga	   *sagas[SAGA_MAX_BATCH];
-	bool		any_final = false;
-
-	for (int i = 0; i < n; i++)
-	{
-		Saga	   *saga = members[i]->saga;
-
-		sagas[i] = saga;
-		if (saga == NULL)
-			continue;
-		if (members[i]->wants_place)
-			ask_for_place(members[i]);
-		if (saga_status_is_final(saga->state.status))
-			any_final = true;
-		if (members[i]->got_stuck)
-			saga_store_alert(saga, "stuck",
-							 saga->state.backward ?
-							 "a compensation is out of attempts" :
-							 "a step is out of attempts");
-	}
-	saga_store_save(sagas, n);
-	if (any_final)
-	{
-		saga_store_place_release(sagas, n);
-		run->flush = true;
-	}
-}
-
 static void
 begin_transaction(Run *run, int isolation, bool in_batch)
 {
@@ -866,6 +896,7 @@ begin_transaction(Run *run, int isolation, bool in_batch)
 	run->in_batch = in_batch;
 	run->stop = false;
 	run->flush = false;
+	run->force = false;
 	run->batch_end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												 saga_batch_time);
 }
@@ -878,13 +909,96 @@ static void
 commit_transaction(Run *run)
 {
 	Assert(!saga_owner_is_current());
-	if (saga_local_commit == SAGA_LOCAL_COMMIT_ASYNC && !run->flush)
+	if (run->force)
+		ForceSyncCommit();
+	else if (saga_local_commit == SAGA_LOCAL_COMMIT_ASYNC && !run->flush)
 		(void) set_config_option("synchronous_commit", "off",
 								 PGC_USERSET, PGC_S_SESSION,
 								 GUC_ACTION_LOCAL, true, 0, false);
 	saga_call_reset();
 	run->driver->commit();
 	run->result->transactions++;
+}
+
+/*
+ * The definitions whose places this transaction asks for or gives back: they
+ * are locked all at once, in the order of their ids.
+ */
+static void
+lock_places(const Run *run, Member **members, int n)
+{
+	List	   *ids = NIL;
+
+	if (run->isolation != XACT_READ_COMMITTED)
+		return;
+	for (int i = 0; i < n; i++)
+	{
+		const Saga *saga = members[i]->saga;
+
+		if (saga == NULL || saga->ended || saga->definition == NULL ||
+			saga->definition->max_running == 0)
+			continue;
+		if (members[i]->wants_place || saga_status_is_final(saga->state.status))
+			ids = list_append_unique_int(ids, saga->definition->definition_id);
+	}
+	if (ids != NIL)
+		saga_store_places_lock(ids);
+}
+
+static const char *
+stuck_reason(const Saga *saga)
+{
+	if (saga->broken != NULL)
+		return saga->broken;
+	return saga->state.backward ?
+		"a compensation is out of attempts" : "a step is out of attempts";
+}
+
+/* All that is written, after the last operation of the transaction. */
+static void
+write_all(Run *run, Member **members, int n)
+{
+	Saga	   *sagas[SAGA_MAX_BATCH];
+
+	lock_places(run, members, n);
+	run->any_final = false;
+	for (int i = 0; i < n; i++)
+	{
+		Saga	   *saga = members[i]->saga;
+
+		sagas[i] = saga;
+		if (saga == NULL)
+			continue;
+		if (members[i]->wants_place)
+			ask_for_place(members[i]);
+		if (saga_status_is_final(saga->state.status) && !saga->ended)
+			run->any_final = run->flush = true;
+		if (members[i]->got_stuck)
+			saga_store_alert(saga, "stuck", stuck_reason(saga));
+	}
+	saga_store_save(sagas, n);
+	if (run->any_final && run->isolation == XACT_READ_COMMITTED)
+		saga_store_place_release(sagas, n);
+}
+
+/*
+ * Under a snapshot of its own the transaction could not see who waits for a
+ * place: so that is done in another one.  Should we die before, the sweep
+ * finds the place of a saga that has ended.
+ */
+static void
+release_places_later(Run *run, Member **members, int n)
+{
+	Saga	   *sagas[SAGA_MAX_BATCH];
+
+	if (!run->any_final || run->isolation == XACT_READ_COMMITTED)
+		return;
+	for (int i = 0; i < n; i++)
+		sagas[i] = members[i]->saga;
+	begin_transaction(run, XACT_READ_COMMITTED, false);
+	saga_store_place_release(sagas, n);
+	commit_transaction(run);
+	MemoryContextSwitchTo(run->memory);
 }
 
 /* Hints to shared memory: who waits for these, when to look again. */
@@ -921,6 +1035,7 @@ run_transaction(Run *run, Member **members, int n)
 {
 	Saga	   *sagas[SAGA_MAX_BATCH];
 	SagaRef		refs[SAGA_MAX_BATCH];
+	bool		put_off[SAGA_MAX_BATCH] = {false};
 
 	begin_transaction(run, members[0]->isolation, n > 1);
 	MemoryContextSwitchTo(run->memory);
@@ -929,22 +1044,23 @@ run_transaction(Run *run, Member **members, int n)
 		sagas[i] = members[i]->saga;
 		refs[i] = members[i]->ref;
 	}
-	saga_store_lock(sagas, refs, n, run->role);
+	saga_store_lock(sagas, refs, n, run->role, put_off);
 	for (int i = 0; i < n; i++)
 	{
 		Member	   *member = members[i];
 
 		member->saga = sagas[i];
 		member->operated = member->wants_place = member->got_stuck = false;
-		if (member->saga == NULL)
-			member->active = false;
-		else
+		if (member->saga != NULL)
 			advance(run, member);
+		else
+			member->active = put_off[i];
 	}
 	write_all(run, members, n);
 	commit_transaction(run);
 	MemoryContextSwitchTo(run->memory);
 	tell_others(run, members, n);
+	release_places_later(run, members, n);
 }
 
 /* Forget what is known of sagas whose transaction was rolled back. */
@@ -988,10 +1104,41 @@ try_transaction(Run *run, Member **members, int n)
 	return error;
 }
 
+/* An error that is not about the saga at hand: the run is over. */
+static bool
+ends_the_run(const Run *run, const ErrorData *error)
+{
+	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
+	{
+		case ERRCODE_INSUFFICIENT_RESOURCES:
+		case ERRCODE_OPERATOR_INTERVENTION:
+			return true;
+		default:
+			return error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
+				error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
+				!run->driver->worker;
+	}
+}
+
+/* Nothing was called, and yet it failed: leave this saga, its row stays due,
+ * and go on with the others. */
+static void
+leave_alone(Run *run, Member *member, ErrorData *error)
+{
+	if (ends_the_run(run, error))
+		ReThrowError(error);
+	ereport(LOG,
+			errcode(error->sqlerrcode),
+			errmsg("could not advance saga %lld: %s",
+				   (long long) member->ref.id, error->message),
+			error->detail ? errdetail_internal("%s", error->detail) : 0);
+	member->active = false;
+}
+
 /*
  * One saga, alone: an error after its operation was called is a failure of
- * that operation, recorded in a transaction of its own.  What cannot be laid
- * at its door is raised.
+ * that operation, recorded in a transaction of its own.  A conflict with
+ * others (class 40) is first tried again, uncounted.
  */
 static void
 run_one(Run *run, Member *member)
@@ -999,12 +1146,21 @@ run_one(Run *run, Member *member)
 	ErrorData  *error;
 	SagaError	commit_error;
 
-	member->operated = false;
-	error = try_transaction(run, &member, 1);
-	if (error == NULL)
-		return;
+	for (int conflicts = 0;; conflicts++)
+	{
+		member->operated = false;
+		error = try_transaction(run, &member, 1);
+		if (error == NULL)
+			return;
+		if (conflicts >= MAX_CONFLICTS ||
+			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK)
+			break;
+	}
 	if (!member->operated || !OidIsValid(run->role))
-		ReThrowError(error);
+	{
+		leave_alone(run, member, error);
+		return;
+	}
 	commit_error = make_error(error->sqlerrcode, error->message, error->detail);
 	commit_error.hint = error->hint;
 	commit_error.context = error->context;
@@ -1013,7 +1169,7 @@ run_one(Run *run, Member *member)
 	error = try_transaction(run, &member, 1);
 	run->commit_error = NULL;
 	if (error != NULL)
-		ReThrowError(error);
+		leave_alone(run, member, error);
 }
 
 static void
@@ -1146,6 +1302,14 @@ start_run(Run *run, const SagaDriver *driver, Oid role, const SagaRef *refs,
 		run->members[i].isolation = XACT_READ_COMMITTED;
 	}
 	saga_catalog_forget_old();
+	saga_catalog_use(true);
+}
+
+static void
+end_run(Run *run)
+{
+	saga_catalog_use(false);
+	MemoryContextDelete(run->memory);
 }
 
 void
@@ -1161,13 +1325,17 @@ saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
 	{
 		run_rounds(&run);
 	}
-	PG_FINALLY();
+	PG_CATCH();
 	{
 		MemoryContextSwitchTo(caller);
-		saga_executor_release_all();
-		MemoryContextDelete(run.memory);
+		saga_executor_abandon();
+		end_run(&run);
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	MemoryContextSwitchTo(caller);
+	saga_executor_release_all();
+	end_run(&run);
 	if (driver->worker)
 		saga_call_clean_session();
 }
@@ -1176,6 +1344,24 @@ saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
 /* ---- looking ------------------------------------------------------------------ */
 
 static SagaDuePosition due_position = {DT_NOBEGIN, 0};
+
+/* Of the "more" behind the first n, keep those that are not among these. */
+static int
+add_new(SagaRef *refs, int n, int more)
+{
+	int			found = n;
+
+	for (int i = n; i < n + more; i++)
+	{
+		bool		known = false;
+
+		for (int k = 0; k < n && !known; k++)
+			known = refs[k].id == refs[i].id;
+		if (!known)
+			refs[found++] = refs[i];
+	}
+	return found;
+}
 
 int
 saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
@@ -1186,7 +1372,8 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 	driver->begin();
 	n = saga_store_find_due(&due_position, refs, max, complete, next_due);
 	if (*complete && n < max)
-		n += saga_store_find_messages(GetUserId(), refs + n, max - n);
+		n = add_new(refs, n, saga_store_find_messages(GetUserId(), refs + n,
+													  max - n));
 	driver->commit();
 	return n;
 }
@@ -1237,7 +1424,7 @@ change_quietly(const SagaDriver *driver, const SagaRef *refs, int n,
 	PG_FINALLY();
 	{
 		MemoryContextSwitchTo(caller);
-		MemoryContextDelete(run.memory);
+		end_run(&run);
 	}
 	PG_END_TRY();
 }

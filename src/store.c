@@ -24,6 +24,8 @@
 #include "postgres.h"
 
 #include "access/genam.h"
+#include "access/amapi.h"
+#include "access/detoast.h"
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relscan.h"
@@ -42,6 +44,7 @@
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -53,6 +56,9 @@
 #include "compat.h"
 #include "owner.h"
 #include "store.h"
+
+/* So many bytes of input are loaded for one batch. */
+#define MAX_BATCH_INPUT		(64 * 1024 * 1024)
 
 /* The tables that the hot path uses, and how many leaves they have. */
 typedef enum TableKind
@@ -337,6 +343,20 @@ close_tables(Tables *tables)
 				close_table(tables->open[kind][slot]);
 }
 
+/* Is this the script's partial index, on rows whose column is not null? */
+static bool
+is_needed_index(const Table *table, const IndexInfo *info)
+{
+	NullTest   *test;
+
+	if (table->needed < 0 || list_length(info->ii_Predicate) != 1)
+		return false;
+	test = (NullTest *) linitial(info->ii_Predicate);
+	return IsA(test, NullTest) && test->nulltesttype == IS_NOT_NULL &&
+		IsA(test->arg, Var) &&
+		((Var *) test->arg)->varattno == table->needed + 1;
+}
+
 /* Has this index, which is none of the script's, an entry for the row? */
 static bool
 predicate_holds(Table *table, IndexInfo *info)
@@ -349,7 +369,7 @@ predicate_holds(Table *table, IndexInfo *info)
 }
 
 static void
-insert_index_entries(Table *table, TupleTableSlot *slot)
+insert_index_entries(Table *table, TupleTableSlot *slot, bool summarizing_only)
 {
 	Datum		values[INDEX_MAX_KEYS];
 	bool		nulls[INDEX_MAX_KEYS];
@@ -359,28 +379,29 @@ insert_index_entries(Table *table, TupleTableSlot *slot)
 		Relation	index = table->indexes[i];
 		IndexInfo  *info = table->infos[i];
 
-		if (!index->rd_index->indisready)
+		if (!index->rd_index->indisready ||
+			(summarizing_only && !saga_index_is_summarizing(index)))
 			continue;
 		if (info == NULL)
 			info = table->infos[i] = BuildIndexInfo(index);
-		if (info->ii_Expressions != NIL ||
-			(info->ii_Predicate != NIL && table->needed < 0))
+		if (info->ii_Predicate != NIL && is_needed_index(table, info))
+		{
+			if (slot_attisnull(slot, table->needed + 1))
+				continue;
+		}
+		else if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
 		{
 			if (table->estate == NULL)
 				table->estate = CreateExecutorState();
 			GetPerTupleExprContext(table->estate)->ecxt_scantuple = slot;
-		}
-		if (info->ii_Predicate != NIL)
-		{
-			if (table->needed < 0 && !predicate_holds(table, info))
-				continue;
-			if (table->needed >= 0 && slot_attisnull(slot, table->needed + 1))
+			if (info->ii_Predicate != NIL && !predicate_holds(table, info))
 				continue;
 		}
 		FormIndexDatum(info, slot, table->estate, values, nulls);
 		index_insert(index, values, nulls, &slot->tts_tid, table->rel,
 					 index->rd_index->indisunique ?
 					 UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
+		saga_index_insert_cleanup(index, info);
 	}
 }
 
@@ -395,7 +416,7 @@ insert_row(Table *table, const Datum *values, const bool *nulls)
 	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
 	ExecStoreVirtualTuple(slot);
 	table_tuple_insert(table->rel, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(table, slot);
+	insert_index_entries(table, slot, false);
 }
 
 /* Replace the row at "tid", which this transaction has locked. */
@@ -422,7 +443,8 @@ update_row(Table *table, ItemPointer tid, HeapTuple tuple)
 					   RelationGetRelationName(table->rel)));
 	tuple->t_self = slot->tts_tid;
 	if (saga_update_needs_indexes(update_indexes))
-		insert_index_entries(table, slot);
+		insert_index_entries(table, slot,
+							 saga_update_is_summarizing(update_indexes));
 	ExecDropSingleTupleTableSlot(slot);
 }
 
@@ -538,7 +560,7 @@ static Statement claim_key = {
 };
 static Statement read_key = {
 	"SELECT k.saga_id, s.due_at IS NULL FROM saga.key k"
-	" LEFT JOIN saga.saga s ON s.id = k.saga_id"
+	" LEFT JOIN saga.saga s ON s.id = k.saga_id AND s.slot = k.slot"
 	" WHERE k.definition = $1 AND k.key = $2",
 	2, {TEXTOID, TEXTOID}, NULL
 };
@@ -885,16 +907,57 @@ read_message(TupleTableSlot *slot, void *arg)
 	saga->messages = lappend(saga->messages, message);
 }
 
+/*
+ * The definition of a saga.  One that cannot be read is that saga's trouble,
+ * not its batch's: so a first look is taken in a subtransaction.
+ */
+static const SagaDefinition *
+load_definition(Saga *saga)
+{
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner owner = CurrentResourceOwner;
+	const SagaDefinition *volatile definition = NULL;
+
+	if (saga_catalog_has_version(saga->definition_id))
+		return saga_catalog_version(saga->definition_id);
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
+	{
+		definition = saga_catalog_version(saga->definition_id);
+		ReleaseCurrentSubTransaction();
+	}
+	PG_CATCH();
+	{
+		ErrorData  *error;
+
+		MemoryContextSwitchTo(context);
+		error = CopyErrorData();
+		FlushErrorState();
+		saga_owner_abandon();
+		RollbackAndReleaseCurrentSubTransaction();
+		CurrentResourceOwner = owner;
+		MemoryContextSwitchTo(context);
+		if (error->sqlerrcode != ERRCODE_DATA_CORRUPTED)
+			ReThrowError(error);
+		saga->broken = error->message;
+	}
+	PG_END_TRY();
+	CurrentResourceOwner = owner;
+	MemoryContextSwitchTo(context);
+	if (definition == NULL && saga->broken == NULL)
+		saga->broken = "the version of its definition does not exist";
+	return definition;
+}
+
 /* Everything of a saga that stands in other tables than its own. */
 static void
 load_rest(Tables *tables, Snapshot snapshot, Saga *saga, bool reload)
 {
 	if (reload)
 	{
-		saga->definition = saga_catalog_version(saga->definition_id);
-		if (saga->definition == NULL)
-			saga->broken = "the version of its definition does not exist";
-		else
+		saga->definition = load_definition(saga);
+		if (saga->definition != NULL)
 		{
 			prepare_memory(saga);
 			if (saga->turn > 0)
@@ -910,13 +973,27 @@ load_rest(Tables *tables, Snapshot snapshot, Saga *saga, bool reload)
 			  read_message, saga);
 }
 
+/* Would the input of one more saga be too much?  Never for the first. */
+static bool
+is_too_large(TupleTableSlot *slot, Size *size)
+{
+	Size		more = toast_raw_datum_size(slot->tts_values[SAGA_INPUT]);
+
+	if (*size > 0 && *size + more > MAX_BATCH_INPUT)
+		return true;
+	*size += more;
+	return false;
+}
+
 void
-saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role)
+saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role,
+				bool *put_off)
 {
 	Tables		tables = {.lockmode = RowExclusiveLock};
 	const char *role_name = NULL;
 	int		   *order = palloc(n * sizeof(int));
 	bool	   *reload = palloc0(n * sizeof(bool));
+	Size		size = 0;
 	Snapshot	snapshot;
 
 	look_up_names();
@@ -942,6 +1019,11 @@ saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role)
 		{
 			heap_freetuple((*saga)->tuple);
 			(*saga)->tuple = ExecCopySlotHeapTuple(table->slot);
+		}
+		else if (is_too_large(table->slot, &size))
+		{
+			*saga = NULL;
+			put_off[order[i]] = true;
 		}
 		else
 		{
@@ -1008,6 +1090,47 @@ saga_store_peek(int64 id)
 
 /* ---- save -------------------------------------------------------------- */
 
+/* Where the row of an operation is now: for scan_rows(). */
+typedef struct FindOperation
+{
+	int			step;
+	Oid			operation;
+	ItemPointerData tid;
+	bool		found;
+} FindOperation;
+
+static void
+find_operation(TupleTableSlot *slot, void *arg)
+{
+	FindOperation *find = arg;
+
+	if (DatumGetInt16(slot->tts_values[STEP_STEP]) != find->step ||
+		DatumGetObjectId(slot->tts_values[STEP_OPERATION]) != find->operation)
+		return;
+	find->tid = slot->tts_tid;
+	find->found = true;
+}
+
+/*
+ * Update the row of an operation.  It is looked for again: what was read in
+ * an earlier transaction may have been moved since, by VACUUM FULL say.
+ */
+static void
+update_operation(Table *table, const Saga *saga, int step, int operation,
+				 HeapTuple tuple)
+{
+	FindOperation find = {.step = step, .operation = names.operation[operation]};
+
+	scan_rows(table, GetActiveSnapshot(), saga->ref.id, find_operation, &find);
+	if (!find.found)
+		ereport(ERROR,
+				errcode(ERRCODE_DATA_CORRUPTED),
+				errmsg("a row of saga %lld in table \"%s\" is gone",
+					   (long long) saga->ref.id,
+					   RelationGetRelationName(table->rel)));
+	update_row(table, &find.tid, tuple);
+}
+
 static void
 save_operation(Tables *tables, const Saga *saga, int step, int operation)
 {
@@ -1045,7 +1168,7 @@ save_operation(Tables *tables, const Saga *saga, int step, int operation)
 		HeapTuple	tuple = heap_form_tuple(RelationGetDescr(table->rel),
 											values, nulls);
 
-		update_row(table, &row->tuple->t_self, tuple);
+		update_operation(table, saga, step, operation, tuple);
 		row->tuple = tuple;
 	}
 }
@@ -1415,6 +1538,13 @@ static Statement place_leave = {
 	"DELETE FROM saga.lock WHERE saga_id = $1 RETURNING lock_key",
 	1, {INT8OID}, NULL
 };
+/* what a process that died before it gave them back has left */
+static Statement places_forget = {
+	"DELETE FROM saga.lock l WHERE NOT EXISTS"
+	" (SELECT FROM saga.saga s WHERE s.id = l.saga_id AND s.slot = l.slot"
+	"  AND s.due_at IS NOT NULL)",
+	0, {0}, NULL
+};
 static Statement places_with_line = {
 	"SELECT DISTINCT lock_key FROM saga.lock WHERE NOT granted",
 	0, {0}, NULL
@@ -1436,6 +1566,17 @@ lock_places(int32 definition_id)
 {
 	LockDatabaseObject(names.tables[TABLE_MESSAGE][0], definition_id, 0,
 					   ExclusiveLock);
+}
+
+void
+saga_store_places_lock(List *definition_ids)
+{
+	ListCell   *cell;
+
+	look_up_names();
+	list_sort(definition_ids, list_int_cmp);
+	foreach(cell, definition_ids)
+		lock_places(lfirst_int(cell));
 }
 
 /* Give free places to those at the head of the line.  Within the owner's
@@ -1551,6 +1692,7 @@ saga_store_places_regrant(void)
 	if (is_copied_database() || table_is_empty("lock"))
 		return;
 	saga_owner_enter(&owner);
+	run_statement(&places_forget, NULL, NULL, false, 0);
 	n = run_statement(&places_with_line, NULL, NULL, false, 0);
 	for (uint64 i = 0; i < n; i++)
 	{
@@ -1584,8 +1726,9 @@ static Statement add_alert = {
 };
 static Statement send_alerts = {
 	"WITH gone AS (DELETE FROM saga.alert RETURNING id, payload)"
-	" SELECT pg_catalog.pg_notify('saga_alert', payload::pg_catalog.text)"
-	" FROM (SELECT payload FROM gone ORDER BY id) s",
+	" SELECT pg_catalog.pg_notify('saga_alert', (s.payload"
+	"  || pg_catalog.jsonb_build_object('id', s.id))::pg_catalog.text)"
+	" FROM (SELECT id, payload FROM gone ORDER BY id) s",
 	0, {0}, NULL
 };
 
@@ -1664,15 +1807,15 @@ static const char *const renew_identity =
 	"      created_at = pg_catalog.now()"
 	"  WHERE coordinator.database <> EXCLUDED.database";
 
-/* Roles by their names; those of this coordinator's own sagas that were
- * renamed by their OIDs. */
-static const char *const adopt_statements[] = {
+/* Roles of this coordinator's own sagas may have been renamed since. */
+static const char *const follow_renames =
 	"UPDATE saga.saga s SET role_name = r.rolname, turn = s.turn + 1"
-	" FROM pg_catalog.pg_roles r"
-	" WHERE s.due_at IS NOT NULL AND s.role = r.oid AND s.role_name <> r.rolname"
-	" AND s.coordinator = (SELECT c.id FROM saga.coordinator c)"
-	" AND NOT EXISTS (SELECT FROM pg_catalog.pg_roles o"
-	"                 WHERE o.rolname = s.role_name)",
+	" FROM saga.coordinator c, pg_catalog.pg_roles r"
+	" WHERE s.due_at IS NOT NULL AND s.coordinator = c.id"
+	" AND s.role = r.oid AND s.role_name <> r.rolname";
+
+/* What refers to sagas follows their roles. */
+static const char *const adopt_statements[] = {
 	"UPDATE saga.message m SET role = r.oid"
 	" FROM saga.saga s, pg_catalog.pg_roles r"
 	" WHERE s.id = m.saga_id AND r.rolname = s.role_name AND r.oid <> m.role",
@@ -1717,9 +1860,14 @@ saga_store_adopt(List **unbound)
 	saga_owner_invalidate();
 	saga_owner_enter(&owner);
 	execute(renew_identity);
+	adopted = (int64) execute(follow_renames);
+	adopted += (int64) execute(adopt_sagas);
 	for (size_t i = 0; i < lengthof(adopt_statements); i++)
 		execute(adopt_statements[i]);
-	adopted = (int64) execute(adopt_sagas);
+	/* everybody has the identity and the slot in memory */
+	CacheInvalidateRelcacheByRelid(get_relname_relid("saga",
+													 get_namespace_oid("saga", false)));
+	names.valid = false;
 	n = execute(list_unbound);
 	for (uint64 i = 0; i < n; i++)
 	{

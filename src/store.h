@@ -123,10 +123,12 @@ extern int64 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
  * the role "role" under its present name (InvalidOid: any role), and load
  * what is new of them.  A Saga that is given counts only if its row is as
  * remembered, else it is loaded again, in CurrentMemoryContext; NULL ones are
- * loaded.  Those that could not be locked are set to NULL.
+ * loaded.  Those that could not be locked are set to NULL.  So are those
+ * whose input would make the batch too large for the memory; put_off is set
+ * for these: they are to be had by a smaller batch.
  */
 extern void saga_store_lock(Saga **sagas, const SagaRef *refs, int n,
-							Oid role);
+							Oid role, bool *put_off);
 
 /* Write all that has changed. */
 extern void saga_store_save(Saga **sagas, int n);
@@ -159,8 +161,11 @@ extern bool saga_store_look(SagaRoleCallback callback);
 /*
  * Places of a definition with max_running: ask for one (true = granted now;
  * else the saga stands in line and gets a message when its turn has come), and
- * give back what these sagas have, now that they have ended.
+ * give back what these sagas have, now that they have ended.  All of it at
+ * read committed, where the newest rows are seen; a transaction that touches
+ * the places of several definitions locks them first, all at once.
  */
+extern void saga_store_places_lock(List *definition_ids);
 extern bool saga_store_place_request(const Saga *saga);
 extern void saga_store_place_release(Saga **sagas, int n);
 
