@@ -114,13 +114,15 @@ probe(void)
 	bool		ready;
 	bool		there;
 
+	saga_database_probing();
 	begin_transaction();
 	ready = saga_extension_ready();
 	there = OidIsValid(get_extension_oid("saga", true));
 	commit_transaction();
 
-	saga_database_set_state(ready ? SAGA_DATABASE_READY :
-							SAGA_DATABASE_ABSENT);
+	if (!saga_database_set_state(ready ? SAGA_DATABASE_READY :
+								 SAGA_DATABASE_ABSENT))
+		return false;
 	if (!there)
 		saga_blocked_set(MyDatabaseId, InvalidOid, SAGA_BLOCKED_NOT);
 	else if (!ready &&
@@ -132,8 +134,8 @@ probe(void)
 	return ready;
 }
 
-/* Are there prepared transactions in this database?  If not, forget that
- * there may be. */
+/* Are there prepared transactions in this database?  If not, it is forgotten
+ * that there may be. */
 static bool
 has_prepared(void)
 {
@@ -141,6 +143,8 @@ has_prepared(void)
 
 	if (!saga_database_has_prepared())
 		return false;
+	/* before the look: one that is prepared during it sets it again */
+	saga_database_set_prepared(false);
 	if (max_prepared_xacts > 0)
 	{
 		Oid			types[1] = {OIDOID};
@@ -157,8 +161,8 @@ has_prepared(void)
 		SPI_finish();
 		commit_transaction();
 	}
-	if (!found)
-		saga_database_no_prepared();
+	if (found)
+		saga_database_set_prepared(true);
 	return found;
 }
 
@@ -252,7 +256,8 @@ take_turn(bool *ready)
 		else
 		{
 			sweep();
-			wants |= SAGA_WANT_MESSAGES;
+			/* those of before a crash nobody announces */
+			wants |= SAGA_WANT_MESSAGES | SAGA_WANT_ALERTS;
 		}
 	}
 	if ((wants & SAGA_WANT_MESSAGES) != 0)

@@ -1416,7 +1416,11 @@ load_patterns(JsonbContainer *policy, const char *field, int *n)
 static void
 load_policy(JsonbContainer *object, SagaRetryPolicy *policy)
 {
-	policy->max_attempts = (int) load_number(object, "max_attempts");
+	double		attempts = load_number(object, "max_attempts");
+
+	if (!(attempts >= 0 && attempts <= PG_INT32_MAX))
+		corrupted("max_attempts");
+	policy->max_attempts = (int) attempts;
 	policy->initial_delay = load_seconds(object, "initial_delay");
 	policy->max_delay = load_seconds(object, "max_delay");
 	policy->multiplier = load_number(object, "multiplier");

@@ -88,6 +88,7 @@ typedef struct Run
 	SagaError  *commit_error;	/* record this instead of calling anything */
 	const SagaLost *lost;		/* record that the process ended during this */
 	bool		interrupted;	/* in the foreground: the user cancelled */
+	bool		out_of_time;	/* ... or rather, statement_timeout passed */
 	bool		soiled;			/* an operation may have left something in the
 								 * session */
 
@@ -721,7 +722,11 @@ call_operation(Run *run, Member *member, const SagaTodo *todo)
 	if (overflowed || more + (more - subxids) > MAX_SUBXIDS)
 		run->stop = true;
 	if (report.canceled && !run->driver->worker)
+	{
 		run->interrupted = run->stop = true;
+		run->out_of_time = report.timed_out ||
+			report.outcome != SAGA_CALL_FAILED;
+	}
 	record_report(run, member, todo, &report);
 }
 
@@ -1274,7 +1279,9 @@ run_rounds(Run *run)
 		if (run->interrupted)
 			ereport(ERROR,
 					errcode(ERRCODE_QUERY_CANCELED),
-					errmsg("canceling statement due to user request"));
+					errmsg(run->out_of_time ?
+						   "canceling statement due to statement timeout" :
+						   "canceling statement due to user request"));
 		if (++rounds < MAX_ROUNDS || !run->driver->worker)
 			continue;
 		for (int i = 0; i < run->nmembers; i++)

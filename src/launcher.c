@@ -179,7 +179,9 @@ read_databases(bool all)
 	}
 	to_probe = list_difference_oid(found, probed);
 	list_free(found);
-	probe_at = 0;
+	/* with "all" the table was full, and still may be */
+	if (!all)
+		probe_at = 0;
 }
 
 /* What a start needs to know. */
@@ -200,6 +202,8 @@ role_may_connect(Relation rel, HeapTuple tuple, Oid role)
 	bool		isnull;
 	Acl		   *acl;
 
+	if (superuser_arg(role))
+		return true;
 	datum = heap_getattr(tuple, Anum_pg_database_datacl,
 						 RelationGetDescr(rel), &isnull);
 	if (isnull)
@@ -359,7 +363,8 @@ start_process(Child *child, int index, Oid database, Oid role,
 	return done;
 }
 
-static void
+/* Returns whether a place was taken. */
+static bool
 start_coordinator(Oid database)
 {
 	Subject		subject;
@@ -370,21 +375,23 @@ start_coordinator(Oid database)
 	if (subject.gone)
 	{
 		saga_database_forget(database);
-		return;
+		return false;
 	}
 	if (blocked != SAGA_BLOCKED_NOT)
 	{
 		set_blocked(database, InvalidOid, blocked, &subject);
-		return;
+		return false;
 	}
 	if (!saga_coordinator_reserve(database, &index, &generation))
-		return;
+		return false;
 	if (!start_process(&coordinators[index], index, database, InvalidOid,
 					   generation, &subject))
 	{
 		saga_process_unreserve(SAGA_PROCESS_COORDINATOR, index, generation);
 		set_out_of_slots(database, InvalidOid);
+		return false;
 	}
+	return true;
 }
 
 /* Returns whether a place was taken. */
@@ -495,13 +502,12 @@ stop_all(void)
 }
 
 static int
-count_processes(SagaProcessKind kind, bool stopping)
+count_processes(SagaProcessKind kind)
 {
 	int			n = 0;
 
 	for (int i = 0; i < nprocesses; i++)
-		if (processes[i].kind == kind &&
-			(!stopping || processes[i].stopping))
+		if (processes[i].kind == kind)
 			n++;
 	return n;
 }
@@ -514,6 +520,33 @@ pool_of(const SagaProcessInfo *process)
 			pools[i].role == process->role)
 			return &pools[i];
 	return NULL;
+}
+
+/* Is it in one operation for so long that it may not go soon, if asked? */
+static bool
+is_held_up(const SagaProcessInfo *process, TimestampTz now)
+{
+	return process->doing.saga_id != 0 && now - process->since >= TIME_SLICE;
+}
+
+/* How many workers were asked to go, and can be expected to? */
+static int
+count_leaving(TimestampTz now)
+{
+	int			n = 0;
+
+	for (int i = 0; i < nprocesses; i++)
+	{
+		const SagaProcessInfo *process = &processes[i];
+
+		if (process->kind != SAGA_PROCESS_WORKER || !process->stopping ||
+			is_held_up(process, now))
+			continue;
+		if (process->doing.saga_id != 0)
+			look_again_at(process->since + TIME_SLICE);
+		n++;
+	}
+	return n;
 }
 
 /* Which worker can best be spared?  NULL if none can yet. */
@@ -532,13 +565,18 @@ find_victim(TimestampTz now)
 		if (process->kind != SAGA_PROCESS_WORKER || process->stopping)
 			continue;
 		if (process->state == SAGA_PROCESS_IDLE)
-			merit = 3;
+			merit = 4;
 		else if (process->state == SAGA_PROCESS_STARTING)
+		{
+			look_again_at(now + GRACE);
 			continue;
-		else if (pool != NULL && pool->nworkers > 1)
-			merit = 2;
-		else if (now - process->started_at >= TIME_SLICE)
+		}
+		else if (is_held_up(process, now))
 			merit = 1;
+		else if (pool != NULL && pool->nworkers > 1)
+			merit = 3;
+		else if (now - process->started_at >= TIME_SLICE)
+			merit = 2;
 		else
 		{
 			look_again_at(process->started_at + TIME_SLICE);
@@ -554,16 +592,18 @@ find_victim(TimestampTz now)
 	return victim;
 }
 
-/* Ask so many workers to go. */
+/* Ask so many workers to go, and with them those that may take their time. */
 static void
 make_room(int n, TimestampTz now)
 {
 	SagaProcessInfo *victim;
 
-	while (n-- > 0 && (victim = find_victim(now)) != NULL)
+	while (n > 0 && (victim = find_victim(now)) != NULL)
 	{
 		SagaPoolInfo *pool = pool_of(victim);
 
+		if (!is_held_up(victim, now))
+			n--;
 		if (pool != NULL)
 			pool->nworkers--;
 		stop_process(victim);
@@ -600,13 +640,11 @@ wants_worker(const SagaPoolInfo *pool, TimestampTz now)
 {
 	if (pool->closed)
 		return false;
+	/* a worker of its own knows by itself, but may be busy then */
+	if (pool->next_due > now)
+		look_again_at(pool->next_due);
 	if (!pool->waits)
-	{
-		/* a worker of its own knows by itself */
-		if (pool->nworkers == 0 || pool->nready == 0)
-			look_again_at(pool->next_due);
 		return false;
-	}
 	if (pauses(pool->blocked, pool->retry_at, now))
 		return false;
 	if (pool->nworkers == 0)
@@ -624,8 +662,8 @@ wants_worker(const SagaPoolInfo *pool, TimestampTz now)
 static void
 plan_workers(TimestampTz now)
 {
-	int			total = count_processes(SAGA_PROCESS_WORKER, false);
-	int			leaving = count_processes(SAGA_PROCESS_WORKER, true);
+	int			total = count_processes(SAGA_PROCESS_WORKER);
+	int			leaving = count_leaving(now);
 	int			kept = saga_max_workers > 1 ? 1 : 0;
 	int			waiting = 0;
 
@@ -682,7 +720,7 @@ static void
 plan_coordinators(TimestampTz now)
 {
 	int			places = Max(1, saga_max_workers / 4);
-	int			taken = count_processes(SAGA_PROCESS_COORDINATOR, false);
+	int			taken = count_processes(SAGA_PROCESS_COORDINATOR);
 	int			waiting = 0;
 
 	ndatabases = saga_shared_databases(databases, true);
@@ -699,8 +737,10 @@ plan_coordinators(TimestampTz now)
 			continue;
 		else if (taken < places)
 		{
-			start_coordinator(database->database);
-			taken++;
+			if (start_coordinator(database->database))
+				taken++;
+			else
+				look_again_at(now + GRACE);
 		}
 		else
 			waiting++;
@@ -763,6 +803,12 @@ saga_launcher_main(Datum arg)
 					PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("lock_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
 	SetConfigOption("statement_timeout", "0", PGC_SUSET, PGC_S_OVERRIDE);
+
+	/* without a database nobody did: memberships of roles would be remembered
+	 * for ever */
+	StartTransactionCommand();
+	initialize_acl();
+	CommitTransactionCommand();
 
 	saga_launcher_enter();
 	ereport(DEBUG1, errmsg_internal("saga launcher started"));

@@ -59,6 +59,7 @@
 #include "storage/lwlock.h"
 #include "storage/pmsignal.h"
 #include "storage/shmem.h"
+#include "tcop/tcopprot.h"
 #include "utils/backend_status.h"
 #include "utils/builtins.h"
 #include "utils/pidfile.h"
@@ -139,7 +140,10 @@ typedef struct Pool
 	bool		scan_goes_on;	/* the last scan did not reach the end */
 	int			scanner;		/* executor that scans, or NOBODY */
 	int			last_scanner;	/* executor whose scan goes on, or NOBODY */
+	bool		more_suspects;	/* than their ring holds: scan when it is empty */
 	TimestampTz next_due;		/* then "scan" is set */
+	TimestampTz alarm;			/* the launcher looks by itself then; DT_NOEND
+								 * if not */
 	bool		told;			/* the launcher knows that there is work */
 	TimestampTz waiting_since;	/* with told */
 	SagaBlocked blocked;		/* why there is no worker */
@@ -242,6 +246,7 @@ static struct
 {
 	bool		any;			/* is there anything in here? */
 	bool		all;			/* too many roles: sweep */
+	bool		messages;		/* not all messages are noted */
 	uint32		wants;			/* of the coordinator */
 	int			nnotes;
 	int			nroles;
@@ -368,9 +373,13 @@ make_database(Oid oid)
 			db = &shared->databases[i];
 	if (db == NULL)
 	{
-		pg_atomic_fetch_or_u32(&shared->databases_changed,
-							   SAGA_DATABASES_ALL);
-		wake_launcher();
+		/* the launcher tries again by itself, after a pause */
+		if (!am_launcher)
+		{
+			pg_atomic_fetch_or_u32(&shared->databases_changed,
+								   SAGA_DATABASES_ALL);
+			wake_launcher();
+		}
 		return NULL;
 	}
 
@@ -463,7 +472,9 @@ make_pool(Oid database, Oid role)
 	pool->scan_goes_on = false;
 	pool->scanner = NOBODY;
 	pool->last_scanner = NOBODY;
+	pool->more_suspects = false;
 	pool->next_due = DT_NOEND;
+	pool->alarm = DT_NOEND;
 	pool->told = false;
 	pool->waiting_since = 0;
 	pool->blocked = SAGA_BLOCKED_NOT;
@@ -545,9 +556,15 @@ put_ref(Pool *pool, const SagaRef *ref)
 	bool		done;
 
 	if (ref->suspect)
+	{
 		done = ring_push(&pool->suspects, pool->suspect_refs,
 						 SIDE_RING_SIZE, ref);
-	else if (ref->alone)
+		/* a worker that may take none would scan again and again until then */
+		if (!done)
+			pool->more_suspects = true;
+		return done;
+	}
+	if (ref->alone)
 		done = ring_push(&pool->alone, pool->alone_refs, SIDE_RING_SIZE, ref);
 	else
 		done = ring_push(&pool->ring, pool->ring_refs, RING_SIZE, ref);
@@ -699,6 +716,20 @@ unlock_and_wake(Pool *pool)
 		SetLatch(latch);
 }
 
+/*
+ * Something falls due at a time of which the launcher does not know: returns
+ * its latch.  A worker of the pool that is idle sets an alarm itself, but may
+ * be busy when the time comes.
+ */
+static Latch *
+set_alarm(Pool *pool)
+{
+	if (pool->next_due >= pool->alarm)
+		return NULL;
+	pool->alarm = pool->next_due;
+	return shared->launcher;
+}
+
 /* Can the pool have no worker because of its role? */
 static bool
 role_is_blocked(SagaBlocked blocked)
@@ -776,7 +807,7 @@ saga_wake_at_commit(Oid role, int64 id, int16 slot, bool message)
 		return;
 	}
 
-	/* a message for a saga in flight is found by the scan, or the sweep */
+	pending.messages |= message;
 	for (int i = 0; i < pending.nroles; i++)
 		if (pending.roles[i] == role)
 			return;
@@ -791,6 +822,7 @@ saga_pool_want_at(Oid role, TimestampTz when)
 {
 	Pool	   *pool;
 	Latch	   *latch = NULL;
+	Latch	   *launcher = NULL;
 
 	if (shared == NULL || when == DT_NOEND)
 		return;
@@ -800,33 +832,27 @@ saga_pool_want_at(Oid role, TimestampTz when)
 	note_unfinished(&shared->databases[pool->db]);
 	if (when < pool->next_due)
 	{
-		bool		mine = false;
-
 		pool->next_due = when;
+		launcher = set_alarm(pool);
+		/* who sleeps has to set his alarm anew */
 		for (int m = 0; m < pool->nmembers; m++)
-			if (pool->members[m] == my_executor &&
-				my_executor < SAGA_MAX_WORKERS)
-				mine = true;
-		/* somebody has to set his alarm; I shall before I sleep */
-		if (!mine)
 		{
-			latch = shared->launcher;
-			for (int m = 0; m < pool->nmembers; m++)
-			{
-				Executor   *executor = &shared->executors[pool->members[m]];
+			Executor   *executor = &shared->executors[pool->members[m]];
 
-				if (executor->kind == SAGA_PROCESS_WORKER &&
-					executor->latch != NULL && !executor->stop_requested)
-				{
-					latch = executor->latch;
-					break;
-				}
+			if (executor->kind == SAGA_PROCESS_WORKER &&
+				executor->state == SAGA_PROCESS_IDLE &&
+				!executor->stop_requested)
+			{
+				latch = executor->latch;
+				break;
 			}
 		}
 	}
 	unlock_pool(pool);
 	if (latch != NULL)
 		SetLatch(latch);
+	if (launcher != NULL)
+		SetLatch(launcher);
 }
 
 void
@@ -915,6 +941,28 @@ note_prepared(void)
 	LWLockRelease(DIRECTORY_LOCK);
 }
 
+/* Some sagas of this role have messages: have the tables looked at, and those
+ * in flight looked at again. */
+static void
+want_messages(Oid role)
+{
+	Pool	   *pool = lock_pool(MyDatabaseId, role, true);
+
+	if (pool == NULL)
+		return;
+	note_unfinished(&shared->databases[pool->db]);
+	for (int m = 0; m < pool->nmembers; m++)
+	{
+		Executor   *executor = &shared->executors[pool->members[m]];
+
+		memset(executor->dirty, true, executor->nheld * sizeof(bool));
+	}
+	if (role_is_blocked(pool->blocked))
+		want(&shared->databases[pool->db], SAGA_WANT_MESSAGES);
+	pool->scan = true;
+	unlock_and_wake(pool);
+}
+
 static void
 act_on_commit(void)
 {
@@ -940,7 +988,12 @@ act_on_commit(void)
 		unlock_and_wake(pool);
 
 	for (int i = 0; i < pending.nroles; i++)
-		saga_pool_want(pending.roles[i]);
+	{
+		if (pending.messages)
+			want_messages(pending.roles[i]);
+		else
+			saga_pool_want(pending.roles[i]);
+	}
 	for (int i = 0; i < pending.ndues; i++)
 		saga_pool_want_at(pending.dues[i].role, pending.dues[i].when);
 	if (pending.all)
@@ -975,6 +1028,7 @@ at_transaction_end(XactEvent event, void *arg)
 	{
 		pending.any = false;
 		pending.all = false;
+		pending.messages = false;
 		pending.wants = 0;
 		pending.nnotes = 0;
 		pending.nroles = 0;
@@ -1297,7 +1351,10 @@ leave_coordinator(bool failed)
 	}
 	/* what it had taken, it may not have done */
 	if (failed || db->stop_requested)
+	{
 		pg_atomic_fetch_or_u32(&db->wants, SAGA_WANT_ALL);
+		pg_atomic_write_u32(&db->prepared, 1);
+	}
 	db->coordinator = SAGA_PROCESS_FREE;
 	db->pid = 0;
 	db->latch = NULL;
@@ -1371,6 +1428,14 @@ enter_worker(Oid role, int index, uint32 generation)
 	return welcome;
 }
 
+/* As handle_quit() of a worker: the server ends a session that drives sagas. */
+static void
+handle_quit(SIGNAL_ARGS)
+{
+	saga_executor_is_bystander();
+	quickdie(postgres_signal_arg);
+}
+
 static bool
 enter_foreground(Oid role)
 {
@@ -1396,6 +1461,8 @@ enter_foreground(Oid role)
 		break;
 	}
 	LWLockRelease(DIRECTORY_LOCK);
+	if (my_executor != NOBODY && IsUnderPostmaster)
+		pqsignal(SIGQUIT, handle_quit);
 	return my_executor != NOBODY;
 }
 
@@ -1481,6 +1548,11 @@ take_from(Pool *pool, Executor *executor, int which, SagaRef *refs, int max)
 	while (n < max && ring_pop(head, ring, size, &refs[n]))
 		if (hold(pool, executor, &refs[n]))
 			n++;
+	if (pool->more_suspects && pool->suspects.count == 0)
+	{
+		pool->more_suspects = false;
+		pool->scan = true;
+	}
 	return n;
 }
 
@@ -1792,6 +1864,7 @@ saga_scan_done(TimestampTz next_due, bool complete)
 {
 	Executor   *executor;
 	Pool	   *pool;
+	Latch	   *launcher = NULL;
 
 	if (my_executor == NOBODY)
 		return;
@@ -1806,6 +1879,7 @@ saga_scan_done(TimestampTz next_due, bool complete)
 	{
 		pool->last_scanner = NOBODY;
 		pool->next_due = Min(pool->next_due, next_due);
+		launcher = set_alarm(pool);
 	}
 	else
 	{
@@ -1813,6 +1887,8 @@ saga_scan_done(TimestampTz next_due, bool complete)
 		pool->scan = true;
 	}
 	LWLockRelease(POOL_LOCK(pool));
+	if (launcher != NULL)
+		SetLatch(launcher);
 }
 
 /* ---- a worker --------------------------------------------------------- */
@@ -2086,9 +2162,9 @@ saga_database_has_prepared(void)
 }
 
 void
-saga_database_no_prepared(void)
+saga_database_set_prepared(bool prepared)
 {
-	pg_atomic_write_u32(&shared->databases[my_coordinator].prepared, 0);
+	pg_atomic_write_u32(&shared->databases[my_coordinator].prepared, prepared);
 }
 
 /* Nothing is to be done in this database any more. */
@@ -2105,6 +2181,7 @@ clear_database(Database *db)
 			continue;
 		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
 		pool->ring.count = pool->alone.count = pool->suspects.count = 0;
+		pool->more_suspects = false;
 		pool->scan = false;
 		pool->next_due = DT_NOEND;
 		pool->blocked = SAGA_BLOCKED_NOT;
@@ -2117,17 +2194,29 @@ clear_database(Database *db)
 }
 
 void
+saga_database_probing(void)
+{
+	pg_atomic_fetch_and_u32(&shared->databases[my_coordinator].wants,
+							~(uint32) SAGA_WANT_PROBE);
+}
+
+bool
 saga_database_set_state(SagaDatabaseState state)
 {
 	Database   *db = &shared->databases[my_coordinator];
+	bool		done = true;
 
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
-	db->state = state;
-	if (state == SAGA_DATABASE_ABSENT)
+	if (state != SAGA_DATABASE_ABSENT)
+		db->blocked = SAGA_BLOCKED_NOT;
+	else if ((pg_atomic_read_u32(&db->wants) & SAGA_WANT_PROBE) == 0)
 		clear_database(db);
 	else
-		db->blocked = SAGA_BLOCKED_NOT;
+		done = false;
+	if (done)
+		db->state = state;
 	LWLockRelease(DIRECTORY_LOCK);
+	return done;
 }
 
 /* ---- hooks ------------------------------------------------------------ */
@@ -2328,6 +2417,7 @@ saga_shared_pools(SagaPoolInfo *infos, bool plan)
 		if (plan)
 		{
 			pool->told = info->waits;
+			pool->alarm = pool->next_due > now ? pool->next_due : DT_NOEND;
 			if (!info->waits)
 				pool->waiting_since = 0;
 			else if (pool->waiting_since == 0)
@@ -2460,6 +2550,9 @@ saga_worker_reserve(Oid database, Oid role, int *index, uint32 *generation)
 			executor->latch = NULL;
 			executor->state = SAGA_PROCESS_STARTING;
 			join_pool(pool, i);
+			/* its turn has come: from now on it is behind the others */
+			if (pool->waiting_since != 0)
+				pool->waiting_since = GetCurrentTimestamp();
 			*index = i;
 			*generation = executor->generation;
 			done = true;
@@ -2597,6 +2690,7 @@ saga_blocked_set(Oid database, Oid role, SagaBlocked blocked)
 		{
 			/* what is in the rings is found again when the role is able */
 			pool->ring.count = pool->alone.count = pool->suspects.count = 0;
+			pool->more_suspects = false;
 			pool->scan = true;
 			if (changed)
 				want(&shared->databases[pool->db], SAGA_WANT_MESSAGES);

@@ -217,7 +217,7 @@ extern TimestampTz saga_pools_next_due(void);
 
 /* Were sagas begun in transactions that may still be prepared? */
 extern bool saga_database_has_prepared(void);
-extern void saga_database_no_prepared(void);
+extern void saga_database_set_prepared(bool prepared);
 
 /* The extension is (not) in this database. */
 typedef enum SagaDatabaseState
@@ -227,7 +227,11 @@ typedef enum SagaDatabaseState
 	SAGA_DATABASE_READY
 } SagaDatabaseState;
 
-extern void saga_database_set_state(SagaDatabaseState state);
+/* Before the look, and after it.  set_state returns false, having done nothing,
+ * when it is absent but another look was asked for since: it may just have been
+ * created. */
+extern void saga_database_probing(void);
+extern bool saga_database_set_state(SagaDatabaseState state);
 
 /* ---- hooks: any backend ----------------------------------------------- */
 

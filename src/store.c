@@ -42,8 +42,10 @@
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
 #include "storage/lmgr.h"
+#include "storage/proc.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -627,12 +629,16 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 	SagaOwnerSwitch owner;
 	int64		existing = 0;
 	bool		ended = false;
+	char	   *patience = psprintf("%d", LockTimeout);
 
 	values[0] = CStringGetTextDatum(definition->name);
 	values[1] = CStringGetTextDatum(key);
 	values[2] = Int64GetDatum(id);
 	values[3] = Int16GetDatum(names.slot);
 	saga_owner_enter(&owner);
+	/* who is waited for may take long: the caller's patience counts */
+	(void) set_config_option("lock_timeout", patience, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 	for (;;)
 	{
 		bool		isnull;

@@ -201,6 +201,14 @@ work(MemoryContext turn_context)
 			return;
 
 		n = saga_executor_take(refs, saga_batch_size);
+		/* who begins a saga after a change of the role means the role as it is:
+		 * a session that began as a superuser's may still become anybody */
+		AcceptInvalidationMessages();
+		if (role_changed)
+		{
+			saga_executor_release_all();
+			return;
+		}
 		if (n > 0)
 		{
 			idle_since = 0;
@@ -253,9 +261,14 @@ saga_worker_main(Datum arg)
 										 ALLOCSET_DEFAULT_SIZES);
 	ereport(DEBUG1, errmsg_internal("saga worker started"));
 
-	/* without the extension a coordinator will find that out for all */
-	if (extension_is_ready())
-		work(turn_context);
+	/* a coordinator has to find that out for all; until then the launcher must
+	 * not start one of us after the other */
+	if (!extension_is_ready())
+	{
+		saga_database_probe(args.database);
+		proc_exit(1);
+	}
+	work(turn_context);
 
 	pgstat_report_stat(true);
 	saga_executor_leave();
