@@ -10,9 +10,10 @@ OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA = saga--$(EXTVERSION).sql $(sort $(wildcard saga--*--*.sql))
 PG_CPPFLAGS = -Isrc -DSAGA_VERSION='"$(EXTVERSION)"'
 
-# pg_regress: setup first if there is one, the others in the order of their names.
-REGRESS = $(filter setup,$(basename $(notdir $(wildcard sql/*.sql)))) \
-	$(filter-out setup,$(basename $(notdir $(sort $(wildcard sql/*.sql)))))
+# pg_regress: setup first, cleanup last, the others in the order of their names.
+REGRESS_ALL = $(basename $(notdir $(sort $(wildcard sql/*.sql))))
+REGRESS = $(filter setup,$(REGRESS_ALL)) $(filter-out setup cleanup,$(REGRESS_ALL)) \
+	$(filter cleanup,$(REGRESS_ALL))
 ISOLATION = $(basename $(notdir $(sort $(wildcard test/specs/*.spec))))
 ISOLATION_OPTS = --inputdir=test
 TAP_TESTS = 1
