@@ -431,7 +431,7 @@ SELECT saga.define('steps_deferred', saga.step('s', 'steps_test.orphan'));
 SELECT count(saga.begin('steps_deferred', jsonb_build_object('id', n, 'parent', n), key => to_char(n, 'fm00'))) FROM generate_series(1, 40) n;
 SELECT * FROM saga_test.all_ended('steps_deferred');
 SELECT status, (input ->> 'id')::integer % 2 AS odd, count(*) FROM saga.sagas WHERE definition = 'steps_deferred' GROUP BY 1, 2 ORDER BY 2;
-SELECT DISTINCT sqlstate, passing, message, a.attempt FROM saga.attempts a JOIN saga.sagas USING (saga_id) WHERE definition = 'steps_deferred';
+SELECT DISTINCT sqlstate, passing, message, a.attempt, a.context ~ format('step "s" \(action, attempt 1\) of saga %s', saga_id) AS in_step FROM saga.attempts a JOIN saga.sagas USING (saga_id) WHERE definition = 'steps_deferred';
 SELECT count(*), sum(id % 2) FROM steps_test.child;
 -- SET CONSTRAINTS of one is not of its neighbours: these need theirs deferred.
 CREATE FUNCTION steps_test.impatient(id integer, parent integer) RETURNS void LANGUAGE plpgsql AS $$

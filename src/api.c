@@ -12,6 +12,7 @@
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
+#include "common/int.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -196,6 +197,25 @@ check_traceparent(const char *traceparent)
 				errhint("It looks like 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01."));
 }
 
+/* What the definition says, counted from the start; 0 if it says nothing. */
+static TimestampTz
+default_deadline(const SagaDefinition *definition, TimestampTz start_at)
+{
+	TimestampTz deadline;
+
+	if (definition->deadline == 0)
+		return 0;
+	if (pg_add_s64_overflow(Max(start_at, GetCurrentTimestamp()),
+							definition->deadline, &deadline) ||
+		!IS_VALID_TIMESTAMP(deadline))
+		ereport(ERROR,
+				errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
+				errmsg("deadline of the saga is out of range"),
+				errdetail("Saga definition \"%s\" sets it relative to the start.",
+						  definition->name));
+	return deadline;
+}
+
 /*
  * saga.begin(definition, input, key, start_at, deadline, traceparent,
  *			  on_duplicate, trust_definition) returns the id of the saga.
@@ -223,9 +243,9 @@ saga_begin(PG_FUNCTION_ARGS)
 		check_key(key);
 	if (traceparent != NULL)
 		check_traceparent(traceparent);
-	if (deadline == 0 && definition->deadline > 0)
-		deadline = Max(start_at, GetCurrentTimestamp()) + definition->deadline;
-	else if (deadline != 0 && deadline <= Max(start_at, GetCurrentTimestamp()))
+	if (PG_ARGISNULL(4))
+		deadline = default_deadline(definition, start_at);
+	else if (deadline <= Max(start_at, GetCurrentTimestamp()))
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("deadline must be later than the start of the saga"));

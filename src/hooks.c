@@ -180,7 +180,8 @@ database_to_close(Node *stmt)
 	if (name == NULL)
 		return InvalidOid;
 	database = get_database_oid(name, true);
-	if (!OidIsValid(database) || database == MyDatabaseId)
+	/* one can copy the database one is in, but not drop or rename it */
+	if (!OidIsValid(database) || (database == MyDatabaseId && !copy))
 		return InvalidOid;
 	if (createdb && !may_create_databases())
 		return InvalidOid;

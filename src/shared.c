@@ -610,6 +610,29 @@ pool_limit(void)
 	return Min(saga_workers_per_role, Max(1, saga_max_workers - 1));
 }
 
+/*
+ * While others wait: is every worker of the pool but one busy with a saga that
+ * runs by itself, and so perhaps with one that hangs for the first time?
+ */
+static bool
+one_is_left_for_batches(const Pool *pool)
+{
+	int			limit = pool_limit();
+	int			n = 0;
+
+	if (limit == 1 || pool->ring.count == 0)
+		return false;
+	for (int m = 0; m < pool->nmembers; m++)
+	{
+		Executor   *executor = &shared->executors[pool->members[m]];
+
+		if (executor->kind == SAGA_PROCESS_WORKER && executor->nheld > 0 &&
+			(executor->held[0].alone || executor->held[0].suspect))
+			n++;
+	}
+	return n >= limit - 1;
+}
+
 /* On how many workers of a pool do suspects run? */
 static int
 count_suspect_workers(const Pool *pool)
@@ -635,7 +658,7 @@ suspects_allowed(const Pool *pool)
 {
 	int			limit = pool_limit();
 
-	if (pool->suspects.count == 0)
+	if (pool->suspects.count == 0 || one_is_left_for_batches(pool))
 		return false;
 	if (limit > 1)
 		return count_suspect_workers(pool) < limit - 1;
@@ -1533,6 +1556,9 @@ take_from(Pool *pool, Executor *executor, int which, SagaRef *refs, int max)
 	}
 	else if (which == 1)
 	{
+		if (executor->kind == SAGA_PROCESS_WORKER &&
+			one_is_left_for_batches(pool))
+			return 0;
 		head = &pool->alone;
 		ring = pool->alone_refs;
 		max = 1;

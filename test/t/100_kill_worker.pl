@@ -96,14 +96,15 @@ sub hold_commits
 				'-c', q{COMMENT ON ROLE app IS 'probe'}
 			],
 			'<', \undef, '>', \$out, '2>', \$err);
-		my $held = poll_sql(
-			$node,
-			"SELECT CASE WHEN count(*) = 0 THEN 'gone' "
-			  . "WHEN bool_or(wait_event = 'SyncRep') THEN 'held' END "
-			  . "FROM pg_stat_activity WHERE query LIKE 'COMMENT%' "
-			  . "AND pid <> pg_backend_pid()",
-			qr/gone|held/, 'the probe to be held or to end');
-		return $probe if $held eq 'held';
+		# held, unless it ends by itself
+		while ($probe->pumpable)
+		{
+			return $probe
+			  if $node->safe_psql('postgres',
+				"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' "
+				  . "AND query LIKE 'COMMENT%'");
+			eval { $probe->pump_nb };
+		}
 		$probe->finish;
 	}
 	die "could not hold commits";
