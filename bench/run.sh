@@ -280,7 +280,9 @@ measure_idle()
 
 	wait_for_end 60
 	psql -c "ALTER SYSTEM SET autovacuum = off" -c "SELECT pg_reload_conf()" >/dev/null
-	sleep 12	# what ran before has reported by now
+	# what ran before has reported by now, and the look a minute after it,
+	# which finds that nothing is left to wait for, is over
+	sleep 75
 	from=$(transactions)
 	sleep "$idle"
 	keep idle "$(awk -v n="$(($(transactions) - from))" -v s="$idle" 'BEGIN {printf "%.1f", n * 60 / s}')"

@@ -1351,6 +1351,15 @@ saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
 /* ---- looking ------------------------------------------------------------------ */
 
 static SagaDuePosition due_position = {DT_NOBEGIN, 0};
+static int64 message_position = 0;	/* id of a saga; 0 = from the start */
+
+void
+saga_engine_find_from_start(void)
+{
+	due_position.due_at = DT_NOBEGIN;
+	due_position.id = 0;
+	message_position = 0;
+}
 
 /* Of the "more" behind the first n, keep those that are not among these. */
 static int
@@ -1379,8 +1388,15 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 	driver->begin();
 	n = saga_store_find_due(&due_position, refs, max, complete, next_due);
 	if (*complete && n < max)
-		n = add_new(refs, n, saga_store_find_messages(GetUserId(), refs + n,
-													  max - n));
+	{
+		int			more = saga_store_find_messages(GetUserId(),
+													message_position,
+													refs + n, max - n);
+
+		*complete = more < max - n;
+		message_position = *complete ? 0 : refs[max - 1].id;
+		n = add_new(refs, n, more);
+	}
 	driver->commit();
 	return n;
 }
@@ -1448,13 +1464,21 @@ void
 saga_engine_apply_messages(const SagaDriver *driver, Oid role)
 {
 	SagaRef		refs[SAGA_MAX_BATCH];
+	int64		after = 0;
 	int			n;
 
-	driver->begin();
-	n = saga_store_find_messages(role, refs, SAGA_MAX_BATCH);
-	driver->commit();
-	if (n > 0)
-		change_quietly(driver, refs, n, NULL);
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		driver->begin();
+		n = saga_store_find_messages(role, after, refs, SAGA_MAX_BATCH);
+		driver->commit();
+		if (n > 0)
+		{
+			after = refs[n - 1].id;
+			change_quietly(driver, refs, n, NULL);
+		}
+	} while (n == SAGA_MAX_BATCH);
 }
 
 void

@@ -51,6 +51,9 @@ extern int	saga_engine_find_due(const SagaDriver *driver, SagaRef *refs,
 								 int max, bool *complete,
 								 TimestampTz *next_due);
 
+/* The next call starts over, wherever the last one ended. */
+extern void saga_engine_find_from_start(void);
+
 /* ---- the coordinator: each in a transaction of its own, no user code ---- */
 
 /* Look once at the whole database: wants a pool for each role with something

@@ -70,6 +70,8 @@
 #include "shared.h"
 
 #define RING_SIZE		1024
+/* ... of which so many places are for what a scan finds. */
+#define RING_RESERVE	512
 #define SIDE_RING_SIZE	64
 #define NEXECUTORS		(SAGA_MAX_WORKERS + SAGA_MAX_FOREGROUND)
 #define NLOST			128
@@ -81,6 +83,9 @@
 /* Notes of a transaction; see saga_wake_at_commit(). */
 #define NNOTES			64
 #define NNOTED_ROLES	8
+
+/* How long a scan waits at most while there is something in the rings. */
+#define SCAN_PATIENCE	(100 * INT64CONST(1000))
 
 /* How long a database is left alone between two looks at it as a whole. */
 #define SWEEP_INTERVAL	(60 * USECS_PER_SEC)
@@ -140,6 +145,7 @@ typedef struct Pool
 	bool		scan_goes_on;	/* the last scan did not reach the end */
 	int			scanner;		/* executor that scans, or NOBODY */
 	int			last_scanner;	/* executor whose scan goes on, or NOBODY */
+	TimestampTz scanned_at;		/* when the last one began */
 	bool		more_suspects;	/* than their ring holds: scan when it is empty */
 	TimestampTz next_due;		/* then "scan" is set */
 	TimestampTz alarm;			/* the launcher looks by itself then; DT_NOEND
@@ -472,6 +478,7 @@ make_pool(Oid database, Oid role)
 	pool->scan_goes_on = false;
 	pool->scanner = NOBODY;
 	pool->last_scanner = NOBODY;
+	pool->scanned_at = 0;
 	pool->more_suspects = false;
 	pool->next_due = DT_NOEND;
 	pool->alarm = DT_NOEND;
@@ -793,7 +800,10 @@ wake_saga(Pool *pool, const SagaRef *ref, bool message)
 			return;
 		}
 	}
-	put_ref(pool, ref);
+	if (pool->ring.count >= RING_SIZE - RING_RESERVE)
+		pool->scan = true;		/* those that wait longer get their turn */
+	else
+		put_ref(pool, ref);
 }
 
 void
@@ -1856,10 +1866,11 @@ saga_executor_is_bystander(void)
 }
 
 bool
-saga_scan_begin(void)
+saga_scan_begin(bool overdue, bool *goes_on)
 {
 	Executor   *executor;
 	Pool	   *pool;
+	TimestampTz now = GetCurrentTimestamp();
 	bool		mine;
 
 	if (my_executor == NOBODY)
@@ -1869,12 +1880,17 @@ saga_scan_begin(void)
 
 	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
 	/* a scan that goes on is better left to who knows where it is */
-	mine = scan_is_wanted(pool, GetCurrentTimestamp()) &&
+	mine = scan_is_wanted(pool, now) &&
+		(!overdue || (now - pool->scanned_at >= SCAN_PATIENCE &&
+					  pool->ring.count <= RING_SIZE - RING_RESERVE)) &&
 		(pool->last_scanner == NOBODY || pool->last_scanner == my_executor ||
-		 pool->ring.count == 0);
+		 pool->ring.count == 0 ||
+		 now - pool->scanned_at >= 10 * SCAN_PATIENCE);
+	*goes_on = pool->scan_goes_on && pool->last_scanner == my_executor;
 	if (mine)
 	{
 		pool->scanner = my_executor;
+		pool->scanned_at = now;
 		pool->scan = false;
 		/* times that are asked for from now on are kept */
 		if (!pool->scan_goes_on)

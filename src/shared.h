@@ -142,9 +142,12 @@ extern void saga_executor_abandon(void);
  * Is a scan of the due sagas of my role wanted?  True at most for one executor
  * at a time, which must call saga_scan_done() (or exit).  "next_due" is when
  * the first saga after those found falls due, DT_NOEND if none; "complete" is
- * false when there are more due ones than the scan took.
+ * false when there are more due ones than the scan took.  With "overdue" only
+ * if it has waited for so long that it comes before what is in the rings, or
+ * these, never empty under load, would keep it waiting for ever.  "goes_on"
+ * tells whether it is to go on where my last one ended.
  */
-extern bool saga_scan_begin(void);
+extern bool saga_scan_begin(bool overdue, bool *goes_on);
 extern void saga_scan_done(TimestampTz next_due, bool complete);
 
 /* ---- a worker --------------------------------------------------------- */

@@ -29,6 +29,7 @@
 #include "access/heapam.h"
 #include "access/htup_details.h"
 #include "access/relscan.h"
+#include "access/sysattr.h"
 #include "access/tableam.h"
 #include "access/table.h"
 #include "access/xact.h"
@@ -1060,37 +1061,84 @@ saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role,
 	pfree(reload);
 }
 
+/*
+ * Look in all leaves for the row of a saga, the newest leaf first: most that
+ * are asked for are young.  Returns the table, with the row in its slot, or
+ * NULL.
+ */
+static Table *
+find_row(Tables *tables, Snapshot snapshot, int64 id)
+{
+	for (int i = 0; i < SAGA_NSLOTS; i++)
+	{
+		int			leaf = (names.slot + SAGA_NSLOTS - i) % SAGA_NSLOTS;
+		Table	   *table = get_table(tables, TABLE_SAGA, leaf);
+		IndexScanDesc scan;
+		ScanKeyData key;
+		bool		found;
+
+		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+		scan = saga_index_beginscan(table->rel, table->pkey, snapshot, 1);
+		index_rescan(scan, &key, 1, NULL, 0);
+		found = index_getnext_slot(scan, ForwardScanDirection, table->slot);
+		index_endscan(scan);
+		if (!found)
+			continue;
+		slot_getallattrs(table->slot);
+		return table;
+	}
+	return NULL;
+}
+
 Saga *
 saga_store_peek(int64 id)
 {
 	Tables		tables = {.lockmode = AccessShareLock};
 	Saga	   *saga = NULL;
 	Snapshot	snapshot;
+	Table	   *table;
 
 	look_up_names();
 	CommandCounterIncrement();	/* the caller's own messages count */
 	snapshot = push_new_snapshot();
-	for (int slot = 0; slot < SAGA_NSLOTS && saga == NULL; slot++)
+	table = find_row(&tables, snapshot, id);
+	if (table != NULL)
 	{
-		Table	   *table = get_table(&tables, TABLE_SAGA, slot);
-		IndexScanDesc scan;
-		ScanKeyData key;
-
-		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-		scan = saga_index_beginscan(table->rel, table->pkey, snapshot, 1);
-		index_rescan(scan, &key, 1, NULL, 0);
-		if (index_getnext_slot(scan, ForwardScanDirection, table->slot))
-		{
-			slot_getallattrs(table->slot);
-			saga = read_saga(table->slot);
-		}
-		index_endscan(scan);
-	}
-	if (saga != NULL)
+		saga = read_saga(table->slot);
 		load_rest(&tables, snapshot, saga, true);
+	}
 	PopActiveSnapshot();
 	close_tables(&tables);
 	return saga;
+}
+
+/* Without a plan: somebody waits for the answer. */
+bool
+saga_store_glance(int64 id, SagaGlance *glance)
+{
+	Tables		tables = {.lockmode = AccessShareLock};
+	Table	   *table;
+	bool		found;
+
+	look_up_names();
+	table = find_row(&tables, push_new_snapshot(), id);
+	found = table != NULL;
+	if (found)
+	{
+		TupleTableSlot *slot = table->slot;
+		bool		isnull;
+		Datum		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber,
+										   &isnull);
+
+		glance->status = label_position(names.status, SAGA_NSTATUS,
+										slot->tts_values[SAGA_STATUS]);
+		glance->role = DatumGetObjectId(slot->tts_values[SAGA_ROLE]);
+		glance->own =
+			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
+	}
+	PopActiveSnapshot();
+	close_tables(&tables);
+	return found;
 }
 
 
@@ -1368,8 +1416,9 @@ static Statement find_next_due = {
 static Statement find_messages = {
 	"SELECT DISTINCT m.saga_id, m.slot FROM saga.message m"
 	" JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot"
-	" WHERE m.role = $1 AND s.coordinator = $2 ORDER BY m.saga_id",
-	2, {OIDOID, UUIDOID}, NULL
+	" WHERE m.role = $1 AND s.coordinator = $2 AND m.saga_id > $3"
+	" ORDER BY m.saga_id",
+	3, {OIDOID, UUIDOID, INT8OID}, NULL
 };
 /* the distinct roles by a loose scan of the index: one probe for each; and
  * those of messages, whose saga may be final by now */
@@ -1458,9 +1507,9 @@ saga_store_find_due(SagaDuePosition *position, SagaRef *refs, int max,
 }
 
 int
-saga_store_find_messages(Oid role, SagaRef *refs, int max)
+saga_store_find_messages(Oid role, int64 after, SagaRef *refs, int max)
 {
-	Datum		values[2];
+	Datum		values[3];
 	SagaOwnerSwitch owner;
 	int			n;
 
@@ -1469,6 +1518,7 @@ saga_store_find_messages(Oid role, SagaRef *refs, int max)
 		return 0;
 	values[0] = ObjectIdGetDatum(role);
 	values[1] = UUIDPGetDatum(&names.coordinator);
+	values[2] = Int64GetDatum(after);
 	saga_owner_enter(&owner);
 	n = (int) run_statement(&find_messages, values, NULL, false, max);
 	for (int i = 0; i < n; i++)
@@ -1772,36 +1822,7 @@ saga_store_send_alerts(void)
 }
 
 
-/* ---- looking and adopting ------------------------------------------------ */
-
-static Statement read_glance = {
-	"SELECT status::pg_catalog.text, role, xmin FROM saga.saga WHERE id = $1",
-	1, {INT8OID}, NULL
-};
-
-bool
-saga_store_glance(int64 id, SagaGlance *glance)
-{
-	Datum		values[1] = {Int64GetDatum(id)};
-	SagaOwnerSwitch owner;
-	bool		found;
-
-	saga_owner_enter(&owner);
-	found = run_statement(&read_glance, values, NULL, false, 1) > 0;
-	if (found)
-	{
-		bool		isnull;
-		char	   *name = TextDatumGetCString(result_datum(0, 1, &isnull));
-
-		if (!saga_status_parse(name, &glance->status))
-			elog(ERROR, "unrecognized saga status: \"%s\"", name);
-		glance->role = DatumGetObjectId(result_datum(0, 2, &isnull));
-		glance->own =
-			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(result_datum(0, 3, &isnull)));
-	}
-	saga_owner_leave(&owner);
-	return found;
-}
+/* ---- adopting ------------------------------------------------ */
 
 /* A new identity, for a copy made of files or when the row is gone. */
 static const char *const renew_identity =

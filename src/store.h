@@ -149,8 +149,9 @@ extern int	saga_store_find_due(SagaDuePosition *position, SagaRef *refs,
 								int max, bool *complete,
 								TimestampTz *next_due);
 
-/* All sagas of the role that have messages, at most max. */
-extern int	saga_store_find_messages(Oid role, SagaRef *refs, int max);
+/* The sagas of the role that have messages, by id after that one, at most max. */
+extern int	saga_store_find_messages(Oid role, int64 after, SagaRef *refs,
+									 int max);
 
 /* For each role with something unfinished: is any due or has a message, and
  * when does the first that is not due fall due (DT_NOEND)? */

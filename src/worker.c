@@ -131,18 +131,24 @@ extension_is_ready(void)
 	return ready;
 }
 
-/* Look into the tables for what no ring holds. */
-static void
-scan(SagaRef *refs)
+/* Look into the tables for what no ring holds, if that is wanted. */
+static bool
+scan(SagaRef *refs, bool overdue)
 {
+	bool		goes_on;
 	bool		complete;
 	TimestampTz next_due;
 	int			n;
 
+	if (!saga_scan_begin(overdue, &goes_on))
+		return false;
+	if (!goes_on)
+		saga_engine_find_from_start();
 	n = saga_engine_find_due(&worker_driver, refs, SCAN_SIZE, &complete,
 							 &next_due);
 	saga_ring_put(my_role, refs, n);
 	saga_scan_done(next_due, complete);
+	return true;
 }
 
 /* Sleep until there may be something to do, "idle_end" at the latest. */
@@ -200,6 +206,8 @@ work(MemoryContext turn_context)
 		if (role_changed || GetCurrentTimestamp() >= end_of_life)
 			return;
 
+		if (scan(refs, true))
+			MemoryContextSwitchTo(turn_context);
 		n = saga_executor_take(refs, saga_batch_size);
 		/* who begins a saga after a change of the role means the role as it is:
 		 * a session that began as a superuser's may still become anybody */
@@ -217,11 +225,8 @@ work(MemoryContext turn_context)
 			saga_executor_release_all();
 			continue;
 		}
-		if (saga_scan_begin())
-		{
-			scan(refs);
+		if (scan(refs, false))
 			continue;
-		}
 
 		now = GetCurrentTimestamp();
 		if (idle_since == 0)
