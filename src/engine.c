@@ -64,6 +64,7 @@ typedef struct Member
 	int			isolation;		/* of its next transaction */
 	bool		active;			/* has, or may have, something to do */
 	bool		alone;			/* not in a transaction with others */
+	bool		misplaced;		/* a suspect that was not taken as one */
 	bool		replanned;		/* plans were thrown away for it */
 	int			collisions;		/* how often its operation met another batch's
 								 * locks, or another batch met its */
@@ -645,6 +646,12 @@ may_operate(Run *run, Member *member, const SagaTodo *todo)
 		/* asked for at read committed, whatever the step wants */
 		member->wants_place = run->isolation == XACT_READ_COMMITTED;
 		member->isolation = XACT_READ_COMMITTED;
+		return false;
+	}
+	if (saga->suspect && !member->ref.suspect && run->driver->worker)
+	{
+		/* the ring did not know, and so did not count who runs suspects */
+		member->misplaced = member->alone = true;
 		return false;
 	}
 	member->isolation = isolation_of(saga, todo);
@@ -1273,7 +1280,8 @@ run_rounds(Run *run)
 		{
 			if (!group[i]->active)
 				give_back(group[i]);
-			else if (group[i]->alone && n > 1 && run->driver->worker)
+			else if (run->driver->worker &&
+					 (group[i]->misplaced || (group[i]->alone && n > 1)))
 				hand_on(run, group[i]);
 		}
 		if (run->interrupted)

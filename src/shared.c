@@ -305,12 +305,19 @@ find_pool(Oid database, Oid role)
 	return NULL;
 }
 
+/* Is a look into the tables asked for, or not at its end? */
+static bool
+needs_scan(const Pool *pool)
+{
+	return pool->scan || pool->scan_goes_on;
+}
+
 /* Has a pool nothing that somebody must remember?  The directory lock is held
  * exclusively, so that nobody has the lock of the pool who is no member. */
 static bool
 pool_is_empty(const Pool *pool)
 {
-	return pool->nmembers == 0 && !pool->scan &&
+	return pool->nmembers == 0 && !needs_scan(pool) &&
 		pool->ring.count == 0 && pool->alone.count == 0 &&
 		pool->suspects.count == 0 && pool->next_due == DT_NOEND;
 }
@@ -436,7 +443,7 @@ reclaim_pool(void)
 		if (pool->nmembers > 0)
 			continue;
 		if ((pool->ring.count == 0 && pool->alone.count == 0 &&
-			 pool->suspects.count == 0 && !pool->scan) ||
+			 pool->suspects.count == 0 && !needs_scan(pool)) ||
 			(pool->blocked != SAGA_BLOCKED_NOT &&
 			 pool->blocked < SAGA_BLOCKED_VERSION))
 			candidate = pool;
@@ -583,12 +590,15 @@ put_ref(Pool *pool, const SagaRef *ref)
 static bool
 has_ref(const Pool *pool, const SagaRef *ref)
 {
-	if (ref->suspect)
-		return ring_has(&pool->suspects, pool->suspect_refs,
-						SIDE_RING_SIZE, ref->id);
-	if (ref->alone)
-		return ring_has(&pool->alone, pool->alone_refs,
-						SIDE_RING_SIZE, ref->id);
+	/* who found it in a table does not know why it waits in a side ring */
+	if (pool->suspects.count > 0 &&
+		ring_has(&pool->suspects, pool->suspect_refs, SIDE_RING_SIZE, ref->id))
+		return true;
+	if (pool->alone.count > 0 &&
+		ring_has(&pool->alone, pool->alone_refs, SIDE_RING_SIZE, ref->id))
+		return true;
+	if (ref->suspect || ref->alone)
+		return false;
 	return ring_has(&pool->ring, pool->ring_refs, RING_SIZE, ref->id);
 }
 
@@ -669,14 +679,14 @@ suspects_allowed(const Pool *pool)
 		return false;
 	if (limit > 1)
 		return count_suspect_workers(pool) < limit - 1;
-	return pool->ring.count == 0 && pool->alone.count == 0 && !pool->scan &&
+	return pool->ring.count == 0 && pool->alone.count == 0 && !needs_scan(pool) &&
 		count_suspect_workers(pool) == 0;
 }
 
 static bool
 scan_is_wanted(const Pool *pool, TimestampTz now)
 {
-	return (pool->scan || pool->next_due <= now) && pool->scanner == NOBODY;
+	return (needs_scan(pool) || pool->next_due <= now) && pool->scanner == NOBODY;
 }
 
 static bool
@@ -1891,10 +1901,13 @@ saga_scan_begin(bool overdue, bool *goes_on)
 	{
 		pool->scanner = my_executor;
 		pool->scanned_at = now;
-		pool->scan = false;
-		/* times that are asked for from now on are kept */
-		if (!pool->scan_goes_on)
+		/* What is asked for from now on is kept.  One that goes on may have
+		 * passed what found no room meanwhile: then there is another. */
+		if (!*goes_on)
+		{
+			pool->scan = false;
 			pool->next_due = DT_NOEND;
+		}
 		set_state(executor, SAGA_PROCESS_BUSY);
 	}
 	LWLockRelease(POOL_LOCK(pool));
@@ -1924,10 +1937,7 @@ saga_scan_done(TimestampTz next_due, bool complete)
 		launcher = set_alarm(pool);
 	}
 	else
-	{
 		pool->last_scanner = my_executor;
-		pool->scan = true;
-	}
 	LWLockRelease(POOL_LOCK(pool));
 	if (launcher != NULL)
 		SetLatch(launcher);
