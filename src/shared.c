@@ -2234,7 +2234,7 @@ clear_database(Database *db)
 		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
 		pool->ring.count = pool->alone.count = pool->suspects.count = 0;
 		pool->more_suspects = false;
-		pool->scan = false;
+		pool->scan = pool->scan_goes_on = false;
 		pool->next_due = DT_NOEND;
 		pool->blocked = SAGA_BLOCKED_NOT;
 		LWLockRelease(POOL_LOCK(pool));
