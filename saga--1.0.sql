@@ -87,6 +87,9 @@ CREATE TABLE saga.definition (
     coordinator  uuid NOT NULL,
     enabled      boolean NOT NULL DEFAULT true,
     max_running  integer,
+    exclusive    text,
+    exclusive_until text,
+    exclusive_timeout interval,
     deadline     interval,
     retention    interval NOT NULL DEFAULT '30 days',
     created_at   timestamptz NOT NULL DEFAULT now(),
@@ -133,13 +136,20 @@ CREATE TABLE saga.saga (
     token         uuid NOT NULL,
     coordinator   uuid NOT NULL,
     role          oid NOT NULL,
+    parent_id     bigint,
+    root_id       bigint,
     definition_id integer NOT NULL,
     turn          integer NOT NULL,
     status        saga.saga_status NOT NULL,
+    parent_element integer,
     slot          smallint NOT NULL,
     step          smallint NOT NULL,
+    goal          smallint NOT NULL,
+    parent_step   smallint,
     backward      boolean NOT NULL,
     suspect       boolean NOT NULL,
+    released      boolean NOT NULL,
+    recoveries    smallint[],
     role_name     text NOT NULL,
     key           text,
     waiting_for   text,
@@ -158,6 +168,13 @@ COMMENT ON COLUMN saga.saga.role IS 'role that began it: its steps run as this o
 COMMENT ON COLUMN saga.saga.definition_id IS 'saga.definition_version.id';
 COMMENT ON COLUMN saga.saga.turn IS 'how often the engine has written this row: what it remembers of a saga counts only for the same turn';
 COMMENT ON COLUMN saga.saga.step IS 'position of the step of the moment, from 0';
+COMMENT ON COLUMN saga.saga.parent_id IS 'saga whose step this one is; NULL = none';
+COMMENT ON COLUMN saga.saga.parent_step IS 'position of that step, from 0';
+COMMENT ON COLUMN saga.saga.parent_element IS 'element of that step, from 0';
+COMMENT ON COLUMN saga.saga.root_id IS 'the saga at the top of the tree, which holds the locks of all of it; NULL = this one';
+COMMENT ON COLUMN saga.saga.released IS 'its parent has decided: it completes when it is done';
+COMMENT ON COLUMN saga.saga.goal IS 'position of the savepoint at which it turns forward again; -1 = it goes all the way back';
+COMMENT ON COLUMN saga.saga.recoveries IS 'how often it went forward again from each savepoint, in the order of the steps; NULL = never from any';
 COMMENT ON COLUMN saga.saga.backward IS 'going back; kept while stuck or paused';
 COMMENT ON COLUMN saga.saga.suspect IS 'its last attempt timed out or ended its process';
 COMMENT ON COLUMN saga.saga.error IS 'what made it go back or get stuck: step, operation, sqlstate, message, detail, hint, context';
@@ -173,14 +190,26 @@ CREATE TABLE saga.step (
     crashes      integer NOT NULL,
     operation    saga.operation NOT NULL,
     status       saga.operation_status NOT NULL,
+    child_id     bigint,
     slot         smallint NOT NULL,
     step         smallint NOT NULL,
+    round        smallint NOT NULL,
     unknown      boolean NOT NULL,
+    cancelled    boolean NOT NULL,
+    surplus      boolean NOT NULL,
+    signalled    boolean NOT NULL,
     result       jsonb,
     error        jsonb,
-    CONSTRAINT step_pkey PRIMARY KEY (saga_id, step, operation, element, slot)
+    CONSTRAINT step_pkey PRIMARY KEY (saga_id, step, operation, element, round, slot)
 ) PARTITION BY LIST (slot);
 COMMENT ON TABLE saga.step IS 'one row per operation that was tried or skipped; written by the engine alone';
+COMMENT ON COLUMN saga.step.element IS 'of a foreach step: position in its array, from 0; else 0';
+COMMENT ON COLUMN saga.step.round IS 'how often a savepoint before the step had turned the saga forward again';
+COMMENT ON COLUMN saga.step.child_id IS 'of a child step: the saga that was begun for it';
+COMMENT ON COLUMN saga.step.due_at IS 'when a waiting one is attempted again, or a running one is over';
+COMMENT ON COLUMN saga.step.cancelled IS 'running, and whoever has it was asked to give it up';
+COMMENT ON COLUMN saga.step.surplus IS 'succeeded when the quorum had been reached without it';
+COMMENT ON COLUMN saga.step.signalled IS 'its signal came before its turn: result is the payload';
 COMMENT ON COLUMN saga.step.unknown IS 'it may have had its effect: no answer came';
 COMMENT ON COLUMN saga.step.failures IS 'attempts that count against the retry policy';
 COMMENT ON COLUMN saga.step.crashes IS 'processes that ended during it';
@@ -194,6 +223,7 @@ CREATE TABLE saga.attempt (
     operation    saga.operation NOT NULL,
     slot         smallint NOT NULL,
     step         smallint NOT NULL,
+    round        smallint NOT NULL,
     passing      boolean NOT NULL,
     outcome      text NOT NULL,
     sqlstate     text,
@@ -201,7 +231,7 @@ CREATE TABLE saga.attempt (
     detail       text,
     hint         text,
     context      text,
-    CONSTRAINT attempt_pkey PRIMARY KEY (saga_id, step, operation, element, attempt, slot)
+    CONSTRAINT attempt_pkey PRIMARY KEY (saga_id, step, operation, element, round, attempt, slot)
 ) PARTITION BY LIST (slot);
 COMMENT ON TABLE saga.attempt IS 'one row per attempt that failed, with its whole error';
 COMMENT ON COLUMN saga.attempt.outcome IS 'failed, timeout or lost (its process ended); a step that asked for another attempt has not failed';
@@ -215,6 +245,7 @@ CREATE TABLE saga.history (
     saga_id      bigint NOT NULL,
     requested_at timestamptz NOT NULL,
     applied_at   timestamptz NOT NULL,
+    element      integer,
     slot         smallint NOT NULL,
     verb         text NOT NULL,
     step         text,
@@ -236,6 +267,8 @@ CREATE TABLE saga.saga_6 PARTITION OF saga.saga FOR VALUES IN (6) WITH (fillfact
 CREATE TABLE saga.saga_7 PARTITION OF saga.saga FOR VALUES IN (7) WITH (fillfactor = 60);
 CREATE INDEX saga_due ON saga.saga (role, due_at, id) WHERE due_at IS NOT NULL;
 COMMENT ON INDEX saga.saga_due IS 'all sagas that are not final, by role and the time they are looked at next';
+CREATE INDEX saga_parent ON saga.saga (parent_id) WHERE parent_id IS NOT NULL;
+COMMENT ON INDEX saga.saga_parent IS 'the children of one saga';
 
 CREATE TABLE saga.step_0 PARTITION OF saga.step FOR VALUES IN (0);
 CREATE TABLE saga.step_1 PARTITION OF saga.step FOR VALUES IN (1);
@@ -271,13 +304,38 @@ CREATE TABLE saga.message (
     role         oid NOT NULL,
     kind         text NOT NULL,
     step         text,
+    element      integer,
     reason       text,
+    payload      jsonb,
     requested_by text NOT NULL,
     created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
     CONSTRAINT message_pkey PRIMARY KEY (saga_id, id)
 );
 COMMENT ON TABLE saga.message IS 'what somebody wants of a saga and the engine has not acted on yet';
 COMMENT ON COLUMN saga.message.role IS 'role of the saga, whose worker is to act on it';
+COMMENT ON COLUMN saga.message.kind IS
+    'what people ask: cancel, pause, resume, retry, skip, abandon, signal; what the engine tells itself: place (a place or lock was granted), outcome (of a branch), child (how one ended, to its parent), recall, release (to a child), deadlock';
+COMMENT ON COLUMN saga.message.payload IS 'of a signal, an outcome, a child''s end';
+
+CREATE TABLE saga.branch (
+    id           bigint NOT NULL,
+    saga_id      bigint NOT NULL,
+    created_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    role         oid NOT NULL,
+    element      integer NOT NULL,
+    attempt      integer NOT NULL,
+    operation    saga.operation NOT NULL,
+    slot         smallint NOT NULL,
+    step         smallint NOT NULL,
+    round        smallint NOT NULL,
+    CONSTRAINT branch_pkey PRIMARY KEY (id)
+);
+COMMENT ON TABLE saga.branch IS
+    'attempts of local operations that run beside the saga''s own process: taken by another worker, which deletes the row and sends the outcome as a message in one transaction';
+COMMENT ON COLUMN saga.branch.id IS 'from the sequence of the sagas'' ids, so that both can stand in one queue';
+COMMENT ON COLUMN saga.branch.role IS 'role of the saga';
+CREATE INDEX branch_saga ON saga.branch (saga_id);
+COMMENT ON INDEX saga.branch_saga IS 'the branches of one saga';
 
 CREATE TABLE saga.key (
     definition   text NOT NULL,
@@ -292,14 +350,28 @@ CREATE TABLE saga.lock (
     lock_key     text NOT NULL,
     position     bigint NOT NULL,
     saga_id      bigint NOT NULL,
-    slot         smallint NOT NULL,
+    root_id      bigint NOT NULL,
+    since        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    expires_at   timestamptz,
     role         oid NOT NULL,
+    slot         smallint NOT NULL,
+    step         smallint,
+    until_step   smallint,
     granted      boolean NOT NULL,
     CONSTRAINT lock_pkey PRIMARY KEY (lock_key, granted, position)
 );
-COMMENT ON TABLE saga.lock IS 'sagas that hold, or wait in line for, one of a limited number of places';
+COMMENT ON TABLE saga.lock IS 'sagas that hold, or wait in line for, a semantic lock or one of a limited number of places';
+COMMENT ON COLUMN saga.lock.lock_key IS '"lock <owner of the definition> <name>", or "definition <id>" for a place';
+COMMENT ON COLUMN saga.lock.root_id IS 'saga at the top of its tree, all of which shares its locks';
+COMMENT ON COLUMN saga.lock.since IS 'when it asked; when it was granted, once it was';
+COMMENT ON COLUMN saga.lock.expires_at IS 'when it stops waiting; NULL = never';
+COMMENT ON COLUMN saga.lock.step IS 'position of the step that asked; NULL = the saga, before its start';
+COMMENT ON COLUMN saga.lock.until_step IS 'position of the step with whose end it is given back; NULL = with the saga''s';
 CREATE INDEX lock_saga ON saga.lock (saga_id);
-COMMENT ON INDEX saga.lock_saga IS 'the places of one saga';
+COMMENT ON INDEX saga.lock_saga IS 'what one saga holds and waits for';
+-- an expression, so that what looks for a lock alone has the primary key only
+CREATE INDEX lock_root ON saga.lock (root_id, (lock_key || ''));
+COMMENT ON INDEX saga.lock_root IS 'what one tree of sagas holds and waits for';
 CREATE SEQUENCE saga.lock_position_seq;
 COMMENT ON SEQUENCE saga.lock_position_seq IS 'order in which sagas asked for a place';
 
@@ -355,6 +427,7 @@ SELECT pg_catalog.pg_extension_config_dump('saga.history_6', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.history_7', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.history_id_seq', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.message', '');
+SELECT pg_catalog.pg_extension_config_dump('saga.branch', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.key', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.lock', '');
 SELECT pg_catalog.pg_extension_config_dump('saga.lock_position_seq', '');
@@ -390,12 +463,84 @@ CREATE FUNCTION saga.step(
     compensation_timeout interval DEFAULT NULL,
     compensation_retry jsonb DEFAULT NULL,
     isolation text DEFAULT NULL,
-    durable boolean DEFAULT false)
+    durable boolean DEFAULT false,
+    after text[] DEFAULT NULL,
+    only_if text DEFAULT NULL,
+    foreach text DEFAULT NULL,
+    parallel integer DEFAULT NULL,
+    quorum integer DEFAULT NULL,
+    confirmation text DEFAULT NULL,
+    confirmation_timeout interval DEFAULT NULL,
+    confirmation_retry jsonb DEFAULT NULL,
+    savepoint boolean DEFAULT false,
+    and_then text DEFAULT NULL,
+    recoveries integer DEFAULT NULL,
+    exclusive text DEFAULT NULL,
+    exclusive_until text DEFAULT NULL,
+    exclusive_timeout interval DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'saga_step';
-COMMENT ON FUNCTION saga.step(text, text, text, boolean, interval, jsonb, interval, jsonb, text, boolean) IS
-    'a step for saga.define() that is done by a function of this database, and undone by another; functions are given as ''name'', ''schema.name'' or ''schema.name(type, ...)''';
+COMMENT ON FUNCTION saga.step(text, text, text, boolean, interval, jsonb, interval, jsonb, text, boolean, text[], text, text, integer, integer, text, interval, jsonb, boolean, text, integer, text, text, interval) IS
+    'a step for saga.define() that is done by a function of this database, undone by another, and confirmed by a third; functions are given as ''name'', ''schema.name'' or ''schema.name(type, ...)''';
+
+CREATE FUNCTION saga.timer_step(
+    name text,
+    delay interval DEFAULT NULL,
+    until text DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    timeout interval DEFAULT NULL,
+    retry jsonb DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    only_if text DEFAULT NULL,
+    savepoint boolean DEFAULT false,
+    and_then text DEFAULT NULL,
+    recoveries integer DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'saga_timer_step';
+COMMENT ON FUNCTION saga.timer_step(text, interval, text, boolean, interval, jsonb, text[], text, boolean, text, integer) IS
+    'a step for saga.define() that waits: for so long, or until the time that a function returns (timestamptz, or interval from now)';
+
+CREATE FUNCTION saga.signal_step(
+    name text,
+    timeout interval DEFAULT NULL,
+    otherwise jsonb DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    after text[] DEFAULT NULL,
+    only_if text DEFAULT NULL,
+    savepoint boolean DEFAULT false,
+    and_then text DEFAULT NULL,
+    recoveries integer DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'saga_signal_step';
+COMMENT ON FUNCTION saga.signal_step(text, interval, jsonb, boolean, text[], text, boolean, text, integer) IS
+    'a step for saga.define() that waits for saga.signal() with its name, whose payload is its result; after the timeout its result is "otherwise", or without that it fails';
+
+CREATE FUNCTION saga.child_step(
+    name text,
+    definition text,
+    input text DEFAULT NULL,
+    pivot boolean DEFAULT false,
+    timeout interval DEFAULT NULL,
+    retry jsonb DEFAULT NULL,
+    after text[] DEFAULT NULL,
+    only_if text DEFAULT NULL,
+    foreach text DEFAULT NULL,
+    parallel integer DEFAULT NULL,
+    quorum integer DEFAULT NULL,
+    savepoint boolean DEFAULT false,
+    and_then text DEFAULT NULL,
+    recoveries integer DEFAULT NULL,
+    exclusive text DEFAULT NULL,
+    exclusive_until text DEFAULT NULL,
+    exclusive_timeout interval DEFAULT NULL)
+RETURNS jsonb
+LANGUAGE c IMMUTABLE PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'saga_child_step';
+COMMENT ON FUNCTION saga.child_step(text, text, text, boolean, interval, jsonb, text[], text, text, integer, integer, boolean, text, integer, text, text, interval) IS
+    'a step for saga.define() that is a saga of another definition: its result is the step''s, and it goes back when this saga goes back. A function makes its input; without one it is this saga''s, or the element';
 
 CREATE FUNCTION saga.define(name text, VARIADIC steps jsonb[])
 RETURNS integer
@@ -409,12 +554,15 @@ CREATE FUNCTION saga.configure(
     deadline interval DEFAULT NULL,
     retention interval DEFAULT NULL,
     max_running integer DEFAULT NULL,
-    enabled boolean DEFAULT NULL)
+    enabled boolean DEFAULT NULL,
+    exclusive text DEFAULT NULL,
+    exclusive_until text DEFAULT NULL,
+    exclusive_timeout interval DEFAULT NULL)
 RETURNS void
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_configure';
-COMMENT ON FUNCTION saga.configure(text, interval, interval, integer, boolean) IS
-    'set what belongs to a whole definition; NULL leaves a setting as it is, deadline => ''0'' and max_running => 0 remove the limit. New deadlines count for sagas begun from then on';
+COMMENT ON FUNCTION saga.configure(text, interval, interval, integer, boolean, text, text, interval) IS
+    'set what belongs to a whole definition; NULL leaves a setting as it is, deadline => ''0'' and max_running => 0 remove the limit. New deadlines count for sagas begun from then on. Sagas of the owner''s definitions whose input has the same value at "exclusive" take turns, from their start to their end or to the end of step "exclusive_until"; exclusive => '''' removes that';
 
 CREATE FUNCTION saga.drop_definition(name text, force boolean DEFAULT false)
 RETURNS void
@@ -474,16 +622,16 @@ AS 'MODULE_PATHNAME', 'saga_resume';
 COMMENT ON FUNCTION saga.resume(bigint, text) IS
     'let a paused saga go on where it was';
 
-CREATE FUNCTION saga.retry(saga_id bigint, reason text DEFAULT NULL, step text DEFAULT NULL)
+CREATE FUNCTION saga.retry(saga_id bigint, reason text DEFAULT NULL, step text DEFAULT NULL, element integer DEFAULT NULL)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_retry';
-COMMENT ON FUNCTION saga.retry(bigint, text, text) IS
+COMMENT ON FUNCTION saga.retry(bigint, text, text, integer) IS
     'attempt now what is stuck, or waits for its next attempt, with all attempts of its policy before it again';
 
-CREATE FUNCTION saga.skip(saga_id bigint, reason text DEFAULT NULL, step text DEFAULT NULL)
+CREATE FUNCTION saga.skip(saga_id bigint, reason text DEFAULT NULL, step text DEFAULT NULL, element integer DEFAULT NULL)
 RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_skip';
-COMMENT ON FUNCTION saga.skip(bigint, text, text) IS
+COMMENT ON FUNCTION saga.skip(bigint, text, text, integer) IS
     'take what is stuck, or waits for its next attempt, for done by hand, and go on';
 
 CREATE FUNCTION saga.abandon(saga_id bigint, reason text DEFAULT NULL)
@@ -491,6 +639,18 @@ RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_abandon';
 COMMENT ON FUNCTION saga.abandon(bigint, text) IS
     'close a saga as it is: nothing more is attempted, nothing is undone';
+
+CREATE FUNCTION saga.signal(saga_id bigint, signal text, payload jsonb DEFAULT NULL, on_duplicate text DEFAULT 'error')
+RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'saga_signal';
+COMMENT ON FUNCTION saga.signal(bigint, text, jsonb, text) IS
+    'send a saga the signal that its step of this name waits for, or will wait for: the payload is the step''s result. The first one counts: on a second one on_duplicate says whether to raise an error or to ignore it, which returns false';
+
+CREATE FUNCTION saga.signal(definition text, key text, signal text, payload jsonb DEFAULT NULL, on_duplicate text DEFAULT 'error')
+RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'saga_signal_by_key';
+COMMENT ON FUNCTION saga.signal(text, text, text, jsonb, text) IS
+    'the same, for the saga of a definition that has this key';
 
 CREATE PROCEDURE saga.wait(saga_id bigint, timeout interval DEFAULT '1 min', INOUT status text DEFAULT NULL)
 LANGUAGE c
@@ -544,6 +704,12 @@ AS 'MODULE_PATHNAME', 'saga_retry_later';
 COMMENT ON FUNCTION saga.retry_later(interval, text) IS
     'in a step: undo what it did, and attempt it again after the delay; does not count against its retry policy';
 
+CREATE FUNCTION saga.lock(name text, timeout interval DEFAULT '1 hour')
+RETURNS void LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'saga_lock';
+COMMENT ON FUNCTION saga.lock(text, interval) IS
+    'in a step: take a semantic lock, which the saga keeps until it ends. Returns at once if it has it; else what the step did is undone, and it is attempted again, uncounted, when the saga has the lock; when the timeout passes first (0 = none) the step fails';
+
 ------------------------------------------------------------------------------
 -- Views
 --
@@ -561,7 +727,7 @@ COMMENT ON FUNCTION saga.monitor_privilege() IS
 CREATE FUNCTION saga.operator_privilege() RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT true';
 COMMENT ON FUNCTION saga.operator_privilege() IS
-    'who may execute this may cancel, pause, resume, retry, skip and abandon the sagas of all roles: see saga.grant_operator()';
+    'who may execute this may signal, cancel, pause, resume, retry, skip and abandon the sagas of all roles: see saga.grant_operator()';
 
 CREATE FUNCTION saga.sees_all() RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -580,11 +746,31 @@ LANGUAGE c VOLATILE PARALLEL RESTRICTED ROWS 20
 AS 'MODULE_PATHNAME', 'saga_workers';
 COMMENT ON FUNCTION saga.workers_raw() IS 'what is behind view saga.workers';
 
+CREATE FUNCTION saga.rounds_raw(definition_id integer, recoveries smallint[])
+RETURNS integer[]
+LANGUAGE c STABLE PARALLEL RESTRICTED
+AS 'MODULE_PATHNAME', 'saga_rounds_raw';
+COMMENT ON FUNCTION saga.rounds_raw(integer, smallint[]) IS
+    'for the views: of each step of a version the present round of a saga that has gone forward again so often, or -1 less that if the step is not on its way';
+
+CREATE FUNCTION saga.explain_raw(saga_id bigint,
+    OUT "position" integer, OUT kind text, OUT after text[], OUT only_if text,
+    OUT foreach text, OUT elements integer, OUT quorum integer,
+    OUT confirmation text, OUT recoveries integer, OUT recovered integer,
+    OUT exclusive text, OUT round integer, OUT off boolean, OUT done boolean,
+    OUT not_taken boolean, OUT goal boolean)
+RETURNS SETOF record
+LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'saga_explain_raw';
+COMMENT ON FUNCTION saga.explain_raw(bigint) IS 'what saga.explain() says of the steps of a saga';
+
 CREATE VIEW saga.definitions WITH (security_barrier) AS
     SELECT d.name, v.version, d.owner_name AS owner, d.enabled, d.max_running,
            d.deadline, d.retention,
            pg_catalog.jsonb_array_length(v.steps) AS steps,
-           v.created_at AS version_created_at, d.created_at
+           v.created_at AS version_created_at, d.created_at,
+           d.exclusive, d.exclusive_until,
+           NULLIF(d.exclusive_timeout, '0') AS exclusive_timeout
     FROM saga.definition d
     CROSS JOIN LATERAL (
         SELECT w.version, w.steps, w.created_at FROM saga.definition_version w
@@ -609,11 +795,14 @@ COMMENT ON COLUMN saga.definitions.retention IS 'how long sagas that have ended 
 COMMENT ON COLUMN saga.definitions.steps IS 'how many the newest version has';
 COMMENT ON COLUMN saga.definitions.version_created_at IS 'when the newest version was defined';
 COMMENT ON COLUMN saga.definitions.created_at IS 'when it was first defined';
+COMMENT ON COLUMN saga.definitions.exclusive IS 'where in the input the value is by which its sagas take turns; NULL = they do not';
+COMMENT ON COLUMN saga.definitions.exclusive_until IS 'step with whose end a saga lets the next one go on; NULL = with its own end';
+COMMENT ON COLUMN saga.definitions.exclusive_timeout IS 'longest that a saga waits for its turn; NULL = no limit';
 
 CREATE VIEW saga.definition_steps WITH (security_barrier) AS
     SELECT v.name AS definition, v.version, e.n::integer AS position,
            e.step ->> 'name' AS step, e.step ->> 'kind' AS kind,
-           (e.step ->> 'pivot')::boolean AS pivot,
+           COALESCE((e.step ->> 'pivot')::boolean, false) AS pivot,
            e.step #>> '{action,function}' AS action,
            e.step #>> '{compensation,function}' AS compensation,
            pg_catalog.make_interval(secs => (e.step #>> '{action,timeout}')::double precision) AS timeout,
@@ -621,7 +810,31 @@ CREATE VIEW saga.definition_steps WITH (security_barrier) AS
            pg_catalog.make_interval(secs => (e.step #>> '{compensation,timeout}')::double precision) AS compensation_timeout,
            e.step #> '{compensation,retry}' AS compensation_retry,
            e.step ->> 'isolation' AS isolation,
-           (e.step ->> 'durable')::boolean AS durable
+           COALESCE((e.step ->> 'durable')::boolean, false) AS durable,
+           CASE WHEN e.step ? 'after'
+                THEN ARRAY(SELECT pg_catalog.jsonb_array_elements_text(e.step -> 'after'))
+                WHEN e.n = 1 THEN '{}'
+                ELSE ARRAY[v.steps -> (e.n - 2)::integer ->> 'name'] END AS after,
+           e.step #>> '{only_if,function}' AS only_if,
+           e.step ->> 'foreach' AS foreach,
+           (e.step ->> 'parallel')::integer AS parallel,
+           (e.step ->> 'quorum')::integer AS quorum,
+           e.step #>> '{confirmation,function}' AS confirmation,
+           pg_catalog.make_interval(secs => (e.step #>> '{confirmation,timeout}')::double precision) AS confirmation_timeout,
+           e.step #> '{confirmation,retry}' AS confirmation_retry,
+           COALESCE((e.step ->> 'savepoint')::boolean, false) AS savepoint,
+           CASE WHEN (e.step ->> 'savepoint')::boolean
+                THEN COALESCE(e.step ->> 'and_then', 'retry') END AS and_then,
+           CASE WHEN (e.step ->> 'savepoint')::boolean
+                THEN COALESCE((e.step ->> 'recoveries')::integer, 1) END AS recoveries,
+           e.step ->> 'exclusive' AS exclusive,
+           e.step ->> 'exclusive_until' AS exclusive_until,
+           CASE WHEN e.step ? 'exclusive' THEN pg_catalog.make_interval(secs =>
+               NULLIF(COALESCE(e.step ->> 'exclusive_timeout', '3600'), '0')::double precision) END AS exclusive_timeout,
+           pg_catalog.justify_hours(pg_catalog.make_interval(secs =>
+               COALESCE(e.step ->> 'delay', e.step ->> 'timeout')::double precision)) AS wait,
+           e.step -> 'otherwise' AS otherwise,
+           e.step ->> 'definition' AS child
     FROM saga.definition_version v
     JOIN saga.definition d ON d.name = v.name
     CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(v.steps) WITH ORDINALITY e(step, n)
@@ -637,17 +850,37 @@ COMMENT ON VIEW saga.definition_steps IS
     'steps of all versions of the definitions that the current user owns or may begin';
 COMMENT ON COLUMN saga.definition_steps.definition IS 'name of the definition';
 COMMENT ON COLUMN saga.definition_steps.version IS 'version of the definition';
-COMMENT ON COLUMN saga.definition_steps.position IS 'order in which actions are done, from 1';
+COMMENT ON COLUMN saga.definition_steps.position IS 'order in which they were given, from 1: none comes before one that it is "after"';
 COMMENT ON COLUMN saga.definition_steps.step IS 'name of the step';
-COMMENT ON COLUMN saga.definition_steps.kind IS 'local: a function of this database';
+COMMENT ON COLUMN saga.definition_steps.kind IS
+    'local: a function of this database; timer: waits for a time; signal: waits for saga.signal(); child: a saga of another definition';
 COMMENT ON COLUMN saga.definition_steps.pivot IS 'once its action has succeeded the saga only goes forward';
-COMMENT ON COLUMN saga.definition_steps.action IS 'function that does it';
+COMMENT ON COLUMN saga.definition_steps.action IS
+    'function that does it; of a timer the one that says until when, of a child the one that makes its input; NULL = none';
 COMMENT ON COLUMN saga.definition_steps.compensation IS 'function that undoes it; NULL = nothing to undo';
 COMMENT ON COLUMN saga.definition_steps.timeout IS 'longest an attempt of the action may take; NULL = saga.step_timeout';
 COMMENT ON COLUMN saga.definition_steps.retry IS 'when a failed action is attempted again: see saga.retry_policy()';
 COMMENT ON COLUMN saga.definition_steps.compensation_timeout IS 'longest an attempt of the compensation may take; NULL = saga.step_timeout';
 COMMENT ON COLUMN saga.definition_steps.compensation_retry IS 'when a failed compensation is attempted again';
 COMMENT ON COLUMN saga.definition_steps.isolation IS 'isolation level of its transactions; NULL = default_transaction_isolation of the role';
+COMMENT ON COLUMN saga.definition_steps.durable IS 'its commit is flushed at once, whatever synchronous_commit says';
+COMMENT ON COLUMN saga.definition_steps.after IS 'steps that must have ended before it begins';
+COMMENT ON COLUMN saga.definition_steps.only_if IS 'function that says whether it is taken; NULL = always';
+COMMENT ON COLUMN saga.definition_steps.foreach IS 'where the array is for each of whose elements it is done; NULL = it is done once';
+COMMENT ON COLUMN saga.definition_steps.parallel IS 'how many elements are worked on at once; NULL = no limit';
+COMMENT ON COLUMN saga.definition_steps.quorum IS 'how many elements have to succeed; NULL = all';
+COMMENT ON COLUMN saga.definition_steps.confirmation IS 'function that confirms it when every step has succeeded; NULL = nothing to confirm';
+COMMENT ON COLUMN saga.definition_steps.confirmation_timeout IS 'longest an attempt of the confirmation may take; NULL = saga.step_timeout';
+COMMENT ON COLUMN saga.definition_steps.confirmation_retry IS 'when a failed confirmation is attempted again';
+COMMENT ON COLUMN saga.definition_steps.savepoint IS 'when a later step fails, the saga goes back only to here, and forward again';
+COMMENT ON COLUMN saga.definition_steps.and_then IS 'what comes after it then: retry, or the name of another step; NULL unless it is a savepoint';
+COMMENT ON COLUMN saga.definition_steps.recoveries IS 'how often a saga may go forward again from it; NULL unless it is a savepoint';
+COMMENT ON COLUMN saga.definition_steps.exclusive IS 'where the value is by which sagas take turns from this step on; NULL = they do not';
+COMMENT ON COLUMN saga.definition_steps.exclusive_until IS 'step with whose end a saga lets the next one go on; NULL = with the saga''s end';
+COMMENT ON COLUMN saga.definition_steps.exclusive_timeout IS 'longest that it waits for its turn; NULL = no limit';
+COMMENT ON COLUMN saga.definition_steps.wait IS 'how long a timer waits, if no function says it; how long at most a signal is waited for, NULL = no limit';
+COMMENT ON COLUMN saga.definition_steps.otherwise IS 'result of a signal step when no signal came in time; NULL = it fails then';
+COMMENT ON COLUMN saga.definition_steps.child IS 'definition of the saga that a child step is';
 
 CREATE VIEW saga.sagas WITH (security_barrier) AS
     SELECT s.id AS saga_id, v.name AS definition, v.version, s.key, s.status,
@@ -659,17 +892,27 @@ CREATE VIEW saga.sagas WITH (security_barrier) AS
                       JOIN pg_catalog.pg_database d ON d.oid = c.database
                       WHERE d.datname = pg_catalog.current_database()) THEN 'saga.adopt()'
                 ELSE s.waiting_for END AS waiting_for,
-           CASE WHEN s.waiting_for IN ('next attempt', 'start time')
+           CASE WHEN s.waiting_for IN ('next attempt', 'start time', 'timer')
                 THEN s.due_at END AS next_attempt_at,
            s.input,
-           CASE WHEN s.due_at IS NULL THEN
-               (SELECT t.result FROM saga.step t
-                WHERE t.saga_id = s.id AND t.slot = s.slot
-                  AND t.operation = 'action' AND t.status = 'succeeded'
-                  AND s.status = 'completed'
-                ORDER BY t.step DESC LIMIT 1) END AS result,
+           CASE WHEN s.status IN ('completed', 'held') THEN
+               (SELECT CASE WHEN v.steps -> l.step::integer ? 'foreach' THEN
+                           (SELECT pg_catalog.jsonb_agg(
+                                CASE WHEN u.status = 'succeeded' AND NOT u.surplus THEN u.result END
+                                ORDER BY u.element)
+                            FROM saga.step u
+                            WHERE u.saga_id = s.id AND u.slot = s.slot AND u.step = l.step
+                              AND u.operation = 'action' AND u.round = l.round)
+                       ELSE l.result END
+                FROM (SELECT t.step, t.round, t.result FROM saga.step t
+                      WHERE t.saga_id = s.id AND t.slot = s.slot
+                        AND t.operation = 'action' AND t.status = 'succeeded' AND NOT t.surplus
+                        AND t.round = CASE WHEN s.recoveries IS NULL THEN 0
+                            ELSE (SELECT saga.rounds_raw(s.definition_id, s.recoveries))[t.step + 1] END
+                      ORDER BY t.step DESC LIMIT 1) l) END AS result,
            s.error, s.created_at, s.start_at, s.started_at, s.finished_at, s.deadline,
-           s.backward AS compensates, s.suspect, s.traceparent
+           s.backward AS compensates, s.suspect, s.traceparent,
+           s.parent_id, COALESCE(s.root_id, s.id) AS root_id
     FROM saga.saga s
     LEFT JOIN saga.definition_version v ON v.id = s.definition_id
     WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
@@ -678,14 +921,13 @@ CREATE VIEW saga.sagas WITH (security_barrier) AS
        OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.sagas IS
     'sagas, also the ones that have ended, of roles that the current user is a member of';
-COMMENT ON COLUMN saga.definition_steps.durable IS 'its commit is flushed at once, whatever synchronous_commit says';
 COMMENT ON COLUMN saga.sagas.saga_id IS 'what saga.begin() returned';
 COMMENT ON COLUMN saga.sagas.definition IS 'name of the definition';
 COMMENT ON COLUMN saga.sagas.version IS 'version that it was begun with, and keeps';
 COMMENT ON COLUMN saga.sagas.key IS 'business key, unique in the definition';
-COMMENT ON COLUMN saga.sagas.status IS 'completed, compensated and abandoned are final';
+COMMENT ON COLUMN saga.sagas.status IS 'completed, compensated and abandoned are final; held: a child that is done and may still be compensated with its parent';
 COMMENT ON COLUMN saga.sagas.owner IS 'role that began it, as which its steps run';
-COMMENT ON COLUMN saga.sagas.step IS 'the step that is, or was last, attempted';
+COMMENT ON COLUMN saga.sagas.step IS 'the step that is, or was last, attempted; of several one: see saga.steps';
 COMMENT ON COLUMN saga.sagas.next_attempt_at IS 'when it goes on, while it waits for a time';
 COMMENT ON COLUMN saga.sagas.input IS 'what saga.begin() was given';
 COMMENT ON COLUMN saga.sagas.created_at IS 'when it was begun';
@@ -696,50 +938,91 @@ COMMENT ON COLUMN saga.sagas.deadline IS 'when it goes back unless its pivot has
 COMMENT ON COLUMN saga.sagas.traceparent IS 'W3C trace context that saga.begin() was given';
 COMMENT ON COLUMN saga.sagas.waiting_for IS
     'what it waits for; NULL if it is final or a worker is to go on with it';
-COMMENT ON COLUMN saga.sagas.result IS 'result of its last step, once it has completed';
+COMMENT ON COLUMN saga.sagas.result IS
+    'result of its last step that has succeeded, once it has completed; of a foreach step the array of its elements'' results';
+COMMENT ON COLUMN saga.sagas.parent_id IS 'saga whose child it is; NULL = none';
+COMMENT ON COLUMN saga.sagas.root_id IS 'saga at the top of its tree; itself if it has no parent';
 COMMENT ON COLUMN saga.sagas.error IS 'what made it go back or get stuck, the first cause';
 COMMENT ON COLUMN saga.sagas.compensates IS 'it goes back, or has gone back';
 COMMENT ON COLUMN saga.sagas.suspect IS 'its last attempt timed out or ended its process: it runs alone';
 
 CREATE VIEW saga.steps WITH (security_barrier) AS
-    SELECT s.id AS saga_id, e.n::integer AS position,
+    SELECT s.id AS saga_id, p.n::integer AS position,
            e.step ->> 'name' AS step,
            COALESCE(t.operation, 'action') AS operation,
-           COALESCE(t.status, CASE WHEN s.due_at IS NULL OR s.backward
-                                   THEN 'skipped'::saga.operation_status
-                                   ELSE 'pending' END) AS status,
+           COALESCE(NULLIF(t.status, 'pending'),
+                    CASE WHEN s.due_at IS NULL OR s.status = 'held' OR p.off
+                              OR (s.backward AND s.goal < 0)
+                         THEN 'skipped'::saga.operation_status ELSE 'pending' END) AS status,
            COALESCE(t.attempts, 0) AS attempts, t.result, t.error,
-           t.started_at, t.finished_at, t.due_at AS next_attempt_at,
-           COALESCE(t.failures, 0) AS failures, COALESCE(t.crashes, 0) AS crashes
+           t.started_at, t.finished_at,
+           CASE WHEN t.status = 'waiting' THEN t.due_at END AS next_attempt_at,
+           COALESCE(t.failures, 0) AS failures, COALESCE(t.crashes, 0) AS crashes,
+           CASE WHEN e.step ? 'foreach' THEN t.element END AS element,
+           COALESCE(t.round, p.round) AS round, t.child_id,
+           CASE WHEN t.status = 'running' THEN NULLIF(t.due_at, 'infinity') END AS waits_until,
+           COALESCE(t.cancelled, false) AS cancelled,
+           COALESCE(t.surplus, false) AS surplus,
+           COALESCE(t.unknown, false) AS unknown
     FROM saga.saga s
     JOIN saga.definition_version v ON v.id = s.definition_id
-    CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(v.steps) WITH ORDINALITY e(step, n)
+    CROSS JOIN LATERAL (
+        SELECT CASE WHEN v.steps @> '[{"savepoint": true}]'
+                    THEN saga.rounds_raw(v.id, s.recoveries) END AS rounds
+        OFFSET 0) r
+    -- with savepoints a second time: for the steps of which only earlier rounds
+    -- have rows
+    CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(
+        CASE WHEN r.rounds IS NULL THEN v.steps ELSE v.steps || v.steps END)
+        WITH ORDINALITY e(step, i)
+    CROSS JOIN LATERAL (
+        SELECT e.i > pg_catalog.cardinality(r.rounds) AS again,
+               CASE WHEN e.i > pg_catalog.cardinality(r.rounds)
+                    THEN e.i - pg_catalog.cardinality(r.rounds) ELSE e.i END AS n) i
+    CROSS JOIN LATERAL (
+        SELECT i.n, COALESCE(r.rounds[i.n] < 0, false) AS off,
+               COALESCE(CASE WHEN r.rounds[i.n] < 0 THEN -1 - r.rounds[i.n]
+                             ELSE r.rounds[i.n] END, 0) AS round) p
     LEFT JOIN saga.step t
-        ON t.saga_id = s.id AND t.slot = s.slot AND t.step = e.n - 1
-    WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
-           AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
-                OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
-       OR (SELECT saga.sees_all());
+        ON t.saga_id = s.id AND t.slot = s.slot AND t.step = p.n - 1
+       AND (t.round = p.round OR i.again IS NOT TRUE)
+    WHERE CASE WHEN i.again THEN t.saga_id IS NULL AND p.round > 0
+               ELSE t.saga_id IS NOT NULL OR p.round = 0 END
+      AND ((pg_catalog.pg_has_role(s.role, 'USAGE')
+            AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                 OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+           OR (SELECT saga.sees_all()));
 COMMENT ON VIEW saga.steps IS
     'operations of sagas: one row per step that is still to come, one per operation that was tried or skipped';
 COMMENT ON COLUMN saga.steps.saga_id IS 'the saga';
-COMMENT ON COLUMN saga.steps.position IS 'order in which actions are done, from 1; compensations go the other way';
+COMMENT ON COLUMN saga.steps.position IS 'order of the steps in the definition, from 1';
 COMMENT ON COLUMN saga.steps.step IS 'name of the step';
-COMMENT ON COLUMN saga.steps.operation IS 'action, or compensation, which undoes it';
-COMMENT ON COLUMN saga.steps.status IS 'skipped: not needed, or a person said so';
+COMMENT ON COLUMN saga.steps.operation IS 'action; compensation, which undoes it; or confirmation, when all steps have succeeded';
+COMMENT ON COLUMN saga.steps.status IS
+    'running: handed out to another worker, or waits for a time, a signal or a child saga; skipped: not taken, not needed, or a person said so';
 COMMENT ON COLUMN saga.steps.attempts IS 'tries that ended, of whatever outcome';
-COMMENT ON COLUMN saga.steps.result IS 'what its function returned';
+COMMENT ON COLUMN saga.steps.result IS 'what its function returned; the payload of a signal, the result of a child saga';
 COMMENT ON COLUMN saga.steps.error IS 'of the last attempt that failed, also if a later one succeeded';
 COMMENT ON COLUMN saga.steps.started_at IS 'when its first attempt began';
 COMMENT ON COLUMN saga.steps.finished_at IS 'when its last attempt ended';
 COMMENT ON COLUMN saga.steps.next_attempt_at IS 'when it is attempted again, while it waits for that';
 COMMENT ON COLUMN saga.steps.failures IS 'attempts that count against its retry policy, since the last saga.retry()';
 COMMENT ON COLUMN saga.steps.crashes IS 'processes that ended during it, likewise';
+COMMENT ON COLUMN saga.steps.element IS
+    'of a foreach step: position in its array, from 0; NULL if none of its elements has begun. Elements still to come have no row';
+COMMENT ON COLUMN saga.steps.round IS 'how often a savepoint before the step had turned the saga forward again';
+COMMENT ON COLUMN saga.steps.child_id IS 'saga that was begun for a child step';
+COMMENT ON COLUMN saga.steps.waits_until IS 'of a running one: when its time is over, if nothing comes before; NULL = no limit';
+COMMENT ON COLUMN saga.steps.cancelled IS 'running, and asked to give up';
+COMMENT ON COLUMN saga.steps.surplus IS 'came after the quorum had been reached without it, and is undone';
+COMMENT ON COLUMN saga.steps.unknown IS 'it may have had its effect: no answer came';
 
 CREATE VIEW saga.attempts WITH (security_barrier) AS
     SELECT a.saga_id, v.steps -> a.step::integer ->> 'name' AS step,
            a.operation, a.attempt, a.outcome, a.passing, a.sqlstate, a.message,
-           a.detail, a.hint, a.context, a.started_at, a.finished_at
+           a.detail, a.hint, a.context, a.started_at, a.finished_at,
+           CASE WHEN v.steps -> a.step::integer ? 'foreach' THEN a.element END AS element,
+           a.round::integer AS round
     FROM saga.saga s
     JOIN saga.attempt a ON a.saga_id = s.id AND a.slot = s.slot
     LEFT JOIN saga.definition_version v ON v.id = s.definition_id
@@ -750,7 +1033,7 @@ CREATE VIEW saga.attempts WITH (security_barrier) AS
 COMMENT ON VIEW saga.attempts IS 'attempts that failed, each with its whole error';
 COMMENT ON COLUMN saga.attempts.saga_id IS 'the saga';
 COMMENT ON COLUMN saga.attempts.step IS 'name of the step';
-COMMENT ON COLUMN saga.attempts.operation IS 'action or compensation';
+COMMENT ON COLUMN saga.attempts.operation IS 'action, compensation or confirmation';
 COMMENT ON COLUMN saga.attempts.attempt IS 'number of the attempt, from 1';
 COMMENT ON COLUMN saga.attempts.outcome IS 'failed, timeout, or lost (its process ended)';
 COMMENT ON COLUMN saga.attempts.passing IS 'the error was worth another attempt';
@@ -761,10 +1044,12 @@ COMMENT ON COLUMN saga.attempts.hint IS 'hint, if there was one';
 COMMENT ON COLUMN saga.attempts.context IS 'where it was raised; the last line names the attempt';
 COMMENT ON COLUMN saga.attempts.started_at IS 'when the attempt began';
 COMMENT ON COLUMN saga.attempts.finished_at IS 'when it ended';
+COMMENT ON COLUMN saga.attempts.element IS 'of a foreach step: position in its array, from 0';
+COMMENT ON COLUMN saga.attempts.round IS 'how often a savepoint before the step had turned the saga forward again';
 
 CREATE VIEW saga.requests WITH (security_barrier) AS
     SELECT h.saga_id, h.id, h.verb, h.step, h.reason, h.role_name AS requested_by,
-           h.requested_at, h.applied_at, h.outcome
+           h.requested_at, h.applied_at, h.outcome, h.element
     FROM saga.saga s
     JOIN saga.history h ON h.saga_id = s.id AND h.slot = s.slot
     WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
@@ -773,10 +1058,10 @@ CREATE VIEW saga.requests WITH (security_barrier) AS
        OR (SELECT saga.sees_all())
     UNION ALL
     SELECT m.saga_id, m.id, m.kind, m.step, m.reason, m.requested_by,
-           m.created_at, NULL, 'pending'
+           m.created_at, NULL, 'pending', m.element
     FROM saga.message m
     JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot
-    WHERE m.kind <> 'place'
+    WHERE m.kind IN ('cancel', 'pause', 'resume', 'retry', 'skip', 'abandon', 'signal')
       AND ((pg_catalog.pg_has_role(s.role, 'USAGE')
             AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
                  OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
@@ -785,44 +1070,104 @@ COMMENT ON VIEW saga.requests IS
     'what people asked of sagas: who, when, why, and what became of it';
 COMMENT ON COLUMN saga.requests.saga_id IS 'the saga';
 COMMENT ON COLUMN saga.requests.id IS 'order in which they were made';
-COMMENT ON COLUMN saga.requests.verb IS 'cancel, pause, resume, retry, skip or abandon';
+COMMENT ON COLUMN saga.requests.verb IS 'cancel, pause, resume, retry, skip, abandon or signal';
 COMMENT ON COLUMN saga.requests.step IS 'step that was named, if any';
 COMMENT ON COLUMN saga.requests.reason IS 'reason that was given';
 COMMENT ON COLUMN saga.requests.requested_by IS 'role that asked';
 COMMENT ON COLUMN saga.requests.requested_at IS 'when it was asked';
 COMMENT ON COLUMN saga.requests.applied_at IS 'when it was acted upon; NULL = not yet';
 COMMENT ON COLUMN saga.requests.outcome IS 'pending, done, or refused and why';
+COMMENT ON COLUMN saga.requests.element IS 'element of the step that was named, if any';
 
 CREATE VIEW saga.stuck WITH (security_barrier) AS
     SELECT s.id AS saga_id, v.name AS definition, v.version, s.key,
-           s.role_name AS owner, v.steps -> s.step::integer ->> 'name' AS step,
-           CASE WHEN s.backward THEN 'compensation' ELSE 'action' END::saga.operation AS operation,
+           s.role_name AS owner,
+           v.steps -> COALESCE(t.step, s.step)::integer ->> 'name' AS step,
+           COALESCE(t.operation, CASE WHEN s.backward THEN 'compensation' ELSE 'action' END::saga.operation) AS operation,
            t.attempts, s.error AS cause, t.error AS last_error,
-           COALESCE(t.finished_at, s.created_at) AS since, s.created_at
+           COALESCE(t.finished_at, s.created_at) AS since, s.created_at,
+           CASE WHEN v.steps -> t.step::integer ? 'foreach' THEN t.element END AS element,
+           t.operations
     FROM saga.saga s
     LEFT JOIN saga.definition_version v ON v.id = s.definition_id
-    LEFT JOIN saga.step t
-        ON t.saga_id = s.id AND t.slot = s.slot AND t.step = s.step
-       AND t.operation = CASE WHEN s.backward THEN 'compensation' ELSE 'action' END::saga.operation
+    LEFT JOIN LATERAL (
+        SELECT u.step, u.element, u.operation, u.attempts, u.error, u.finished_at,
+               pg_catalog.count(*) OVER () AS operations
+        FROM saga.step u
+        WHERE u.saga_id = s.id AND u.slot = s.slot AND u.status = 'failed'
+          -- in a saga that goes back a failed action is why, not what is stuck;
+          -- and a step with a quorum may do without it
+          AND (u.operation <> 'action'
+               OR (NOT s.backward AND NOT u.surplus
+                   AND (u.step = s.step OR NOT v.steps -> u.step::integer ? 'quorum')))
+          AND u.round = CASE WHEN s.recoveries IS NULL THEN 0
+              ELSE (SELECT saga.rounds_raw(s.definition_id, s.recoveries))[u.step + 1] END
+        ORDER BY u.step <> s.step, CASE WHEN s.backward THEN -u.step ELSE u.step END, u.element
+        LIMIT 1) t ON true
     WHERE s.due_at IS NOT NULL AND s.status = 'stuck'
       AND ((pg_catalog.pg_has_role(s.role, 'USAGE')
             AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
                  OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
            OR (SELECT saga.sees_all()));
 COMMENT ON VIEW saga.stuck IS
-    'sagas that wait for a person''s saga.retry(), saga.skip() or saga.abandon()';
+    'sagas that wait for a person''s saga.retry(), saga.skip() or saga.abandon(): one row each, with the first of their operations that are stuck';
 COMMENT ON COLUMN saga.stuck.saga_id IS 'for saga.retry(), saga.skip() and saga.abandon()';
 COMMENT ON COLUMN saga.stuck.definition IS 'name of the definition';
 COMMENT ON COLUMN saga.stuck.version IS 'version of the definition';
 COMMENT ON COLUMN saga.stuck.key IS 'business key';
 COMMENT ON COLUMN saga.stuck.owner IS 'role that began it';
 COMMENT ON COLUMN saga.stuck.step IS 'step whose operation is stuck';
-COMMENT ON COLUMN saga.stuck.operation IS 'compensation, or an action past the pivot';
+COMMENT ON COLUMN saga.stuck.operation IS 'compensation, confirmation, or an action with no way back or whose process ended too often';
 COMMENT ON COLUMN saga.stuck.attempts IS 'tries that it had';
 COMMENT ON COLUMN saga.stuck.last_error IS 'of the last attempt';
 COMMENT ON COLUMN saga.stuck.since IS 'when the last attempt ended';
 COMMENT ON COLUMN saga.stuck.created_at IS 'when the saga was begun';
 COMMENT ON COLUMN saga.stuck.cause IS 'why it went back or got stuck in the first place';
+COMMENT ON COLUMN saga.stuck.element IS 'of a foreach step: position in its array, from 0';
+COMMENT ON COLUMN saga.stuck.operations IS 'how many operations of it are stuck: saga.retry() retries them all, saga.skip() skips the first';
+
+CREATE VIEW saga.locks WITH (security_barrier) AS
+    SELECT CASE WHEN l.place THEN v.name
+                ELSE pg_catalog.regexp_replace(l.lock_key, '^lock [0-9]+ ', '') END AS lock,
+           CASE WHEN l.place THEN d.owner_name
+                ELSE pg_catalog.pg_get_userbyid(
+                    pg_catalog.split_part(l.lock_key, ' ', 2)::oid)::text END AS owner,
+           CASE WHEN l.place THEN 'place' ELSE 'lock' END AS kind,
+           l.saga_id, v.name AS definition, s.key,
+           v.steps -> l.step::integer ->> 'name' AS step,
+           CASE WHEN l.granted THEN 'held' ELSE 'waiting' END AS status,
+           w.position, l.since, l.expires_at,
+           v.steps -> l.until_step::integer ->> 'name' AS until_step,
+           CASE WHEN NOT l.granted THEN
+               (SELECT pg_catalog.array_agg(DISTINCT h.root_id) FROM saga.lock h
+                WHERE h.lock_key = l.lock_key AND h.granted) END AS held_by
+    FROM (SELECT k.*, k.lock_key LIKE 'definition %' AS place FROM saga.lock k) l
+    JOIN saga.saga s ON s.id = l.saga_id AND s.slot = l.slot
+    LEFT JOIN saga.definition_version v ON v.id = s.definition_id
+    LEFT JOIN saga.definition d ON d.name = v.name
+    LEFT JOIN (SELECT k.position AS id, pg_catalog.row_number()
+                   OVER (PARTITION BY k.lock_key ORDER BY k.position) AS position
+               FROM saga.lock k WHERE NOT k.granted) w
+        ON w.id = l.position AND NOT l.granted
+    WHERE (pg_catalog.pg_has_role(s.role, 'USAGE')
+           AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
+                OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
+       OR (SELECT saga.sees_all());
+COMMENT ON VIEW saga.locks IS
+    'semantic locks and places that sagas hold or wait for, of roles that the current user is a member of';
+COMMENT ON COLUMN saga.locks.lock IS 'its name, among those of one owner; of a place the definition';
+COMMENT ON COLUMN saga.locks.owner IS 'owner of the definitions that share it';
+COMMENT ON COLUMN saga.locks.kind IS 'lock; or place: one of max_running';
+COMMENT ON COLUMN saga.locks.saga_id IS 'the saga that holds it or stands in line for it';
+COMMENT ON COLUMN saga.locks.definition IS 'name of its definition';
+COMMENT ON COLUMN saga.locks.key IS 'its business key';
+COMMENT ON COLUMN saga.locks.step IS 'step that asked for it; NULL = the saga, before its start';
+COMMENT ON COLUMN saga.locks.status IS 'held or waiting';
+COMMENT ON COLUMN saga.locks.position IS 'waiting: place in line, 1 = the next';
+COMMENT ON COLUMN saga.locks.since IS 'held: when it was granted; waiting: when it asked';
+COMMENT ON COLUMN saga.locks.expires_at IS 'when it stops waiting; NULL = never';
+COMMENT ON COLUMN saga.locks.until_step IS 'step with whose end it is given back; NULL = with the saga''s';
+COMMENT ON COLUMN saga.locks.held_by IS 'waiting: the sagas, each at the top of its tree, that hold it';
 
 CREATE VIEW saga.workers WITH (security_barrier) AS
     SELECT w.process, w.pid, d.datname AS database,
@@ -849,7 +1194,7 @@ COMMENT ON COLUMN saga.workers.state IS 'what it does; absent: there should be o
 COMMENT ON COLUMN saga.workers.reason IS 'why there is none';
 COMMENT ON COLUMN saga.workers.saga_id IS 'saga whose operation it runs just now, as are the next three';
 COMMENT ON COLUMN saga.workers.step IS 'name of the step';
-COMMENT ON COLUMN saga.workers.operation IS 'action or compensation';
+COMMENT ON COLUMN saga.workers.operation IS 'action, compensation or confirmation';
 COMMENT ON COLUMN saga.workers.attempt IS 'number of the attempt';
 COMMENT ON COLUMN saga.workers.since IS 'since when it is in this state';
 
@@ -859,100 +1204,282 @@ AS $$
     SELECT s.result FROM saga.sagas s WHERE s.saga_id OPERATOR(pg_catalog.=) $1
 $$;
 COMMENT ON FUNCTION saga.result(bigint) IS
-    'result of the last step of a saga that has completed; NULL otherwise';
+    'result of the last step that has succeeded of a saga that has completed; NULL otherwise';
 
-CREATE FUNCTION saga.explain(saga_id bigint)
-RETURNS TABLE (topic text, detail text)
+CREATE FUNCTION saga.explain_tree(saga_id bigint, parent_id bigint)
+RETURNS TABLE (depth integer, path text, detail text)
+LANGUAGE sql STABLE PARALLEL RESTRICTED ROWS 10
+SET search_path = pg_catalog, pg_temp SET jit = off
+AS $$
+    WITH RECURSIVE tree(depth, path, saga_id, definition, status, waiting_for, n) AS (
+        SELECT 0, '', x.saga_id, x.definition, x.status, x.waiting_for, 1::bigint
+        FROM saga.sagas x WHERE x.saga_id = $1
+        UNION ALL
+        -- of very many children the first ones, those that have not ended before all
+        SELECT p.depth + 1, p.path || lpad(c.n::text, 3, '0'),
+               c.saga_id, c.definition, c.status, c.waiting_for, c.n
+        FROM tree p
+        CROSS JOIN LATERAL (
+            SELECT x.saga_id, x.definition, x.status, x.waiting_for,
+                   row_number() OVER (ORDER BY x.finished_at IS NOT NULL, x.saga_id) AS n
+            FROM saga.sagas x WHERE x.parent_id = p.saga_id
+            ORDER BY n LIMIT 51) c
+        WHERE p.n <= 50
+    )
+    SELECT t.depth, t.path,
+           repeat('  ', t.depth - 1)
+           || CASE WHEN t.n > 50 THEN 'and more: see saga.sagas'
+                   ELSE format('saga %s of %s, %s%s', t.saga_id, t.definition, t.status,
+                            ', waits for ' || NULLIF(t.waiting_for, 'parent')) END
+    FROM tree t WHERE t.depth > 0
+    UNION ALL
+    SELECT 0, '', format('saga %s of %s, %s', x.saga_id, x.definition, x.status)
+    FROM saga.sagas x WHERE x.saga_id = $2
+$$;
+COMMENT ON FUNCTION saga.explain_tree(bigint, bigint) IS
+    'what saga.explain() says of the parent and the children of a saga';
+
+CREATE FUNCTION saga.explain_pause(saga_id bigint) RETURNS text
 LANGUAGE sql STABLE PARALLEL RESTRICTED
 SET search_path = pg_catalog, pg_temp SET jit = off
 AS $$
+    SELECT format('paused by %s at %s%s', h.requested_by, h.requested_at, ', ' || h.reason)
+    FROM saga.requests h WHERE h.saga_id = $1 AND h.verb = 'pause'
+    ORDER BY h.id DESC LIMIT 1
+$$;
+COMMENT ON FUNCTION saga.explain_pause(bigint) IS 'what saga.explain() says of a saga that is paused';
+
+CREATE FUNCTION saga.explain(saga_id bigint)
+RETURNS TABLE (topic text, detail text)
+LANGUAGE plpgsql STABLE PARALLEL UNSAFE
+SET search_path = pg_catalog, pg_temp SET jit = off SET plan_cache_mode = force_generic_plan
+AS $$
+#variable_conflict use_column
+BEGIN
+    -- planned once in a session: that takes longer than all the rest
+    RETURN QUERY
     WITH s AS MATERIALIZED (
-        SELECT * FROM saga.sagas x WHERE x.saga_id = $1
+        SELECT x.saga_id, x.definition, x.version, x.key, x.owner, x.status,
+               x.compensates, x.waiting_for, x.next_attempt_at, x.error, x.parent_id,
+               x.created_at, x.finished_at, x.deadline,
+               x.status IN ('completed', 'compensated', 'abandoned') AS final
+        FROM saga.sagas x WHERE x.saga_id = $1
+    ), r AS MATERIALIZED (
+        -- the steps as they were defined, and what each says of itself
+        SELECT x.*, concat_ws(', ',
+                   CASE WHEN x.after = '{}' THEN 'after nothing'
+                        ELSE 'after ' || array_to_string(x.after, ', ') END,
+                   'only_if ' || x.only_if || CASE WHEN x.not_taken THEN ': not taken' ELSE '' END,
+                   CASE WHEN NOT x.done THEN 'takes turns by ' || x.exclusive END,
+                   CASE WHEN x.off THEN 'not on its way' END,
+                   CASE WHEN x.recoveries IS NOT NULL
+                        THEN format('savepoint, went forward again %s of %s times',
+                                 x.recovered, x.recoveries) END) AS notes
+        FROM s CROSS JOIN LATERAL saga.explain_raw(s.saga_id) x
     ), t AS MATERIALIZED (
-        SELECT * FROM saga.steps x WHERE x.saga_id = $1
+        SELECT x.position, x.step, x.operation, x.status, x.attempts, x.failures,
+               x.error, x.next_attempt_at, x.element, x.round, x.child_id,
+               x.waits_until, x.cancelled, x.surplus, x.unknown,
+               r.kind, r.foreach, r.elements, r.quorum,
+               x.round = COALESCE(r.round, x.round) AS present,
+               x.step || COALESCE('[' || x.element || ']', '') AS name,
+               x.status = 'pending' AND x.result IS NOT NULL AS signalled,
+               r.confirmation IS NOT NULL AND x.operation = 'action' AND x.status = 'succeeded'
+                   AND NOT bool_or(x.operation = 'confirmation') OVER (PARTITION BY x.position)
+                   AS unconfirmed,
+               CASE WHEN x.operation = 'action' AND x.round = r.round THEN r.notes END AS notes,
+               x.position::bigint * 1000000 + x.round * 3
+               + CASE x.operation WHEN 'action' THEN 0 WHEN 'compensation' THEN 1 ELSE 2 END AS line
+        FROM saga.steps x LEFT JOIN r ON r.position = x.position
+        WHERE x.saga_id = $1
     ), w AS MATERIALIZED (
         SELECT * FROM saga.workers
-    ), final AS (
-        SELECT s.status IN ('completed', 'compensated', 'abandoned') AS yes FROM s
+    ), k AS MATERIALIZED (
+        SELECT x.lock, x.kind, x.status, x.until_step,
+               CASE WHEN x.status = 'waiting' THEN concat_ws(', ',
+                   'number ' || x.position || ' in line',
+                   'held by saga ' || array_to_string(x.held_by[1:5], ', '),
+                   'until ' || x.expires_at) END AS line,
+               x.step
+        FROM saga.locks x WHERE x.saga_id = $1
+    ), one AS (
+        -- an operation, or an element in trouble
+        SELECT x.*, row_number() OVER (PARTITION BY x.line ORDER BY x.element) AS n
+        FROM t x WHERE x.foreach IS NULL OR x.status IN ('waiting', 'failed')
+    ), many AS (
+        -- the elements of a step, all together
+        SELECT x.line, min(x.operation) AS operation, min(x.step) AS step,
+               min(x.round) AS round, min(x.notes) AS notes,
+               CASE WHEN min(x.operation) = 'action' THEN min(x.quorum) END AS quorum,
+               CASE WHEN min(x.operation) = 'action' AND bool_and(x.present)
+                    THEN min(x.elements) END AS elements,
+               count(x.element) AS rows, min(x.foreach) AS foreach, min(x.status) AS status,
+               count(*) FILTER (WHERE x.status = 'succeeded') AS succeeded,
+               count(*) FILTER (WHERE x.status = 'running') AS running,
+               count(*) FILTER (WHERE x.status = 'waiting') AS waiting,
+               count(*) FILTER (WHERE x.status = 'failed') AS failed,
+               count(*) FILTER (WHERE x.status = 'skipped') AS skipped,
+               count(*) FILTER (WHERE x.surplus) AS surplus
+        FROM t x WHERE x.foreach IS NOT NULL
+        GROUP BY x.line
+    ), waits AS (
+        SELECT x.line, x.step,
+               CASE WHEN x.status = 'waiting'
+                    THEN 'the next attempt of ' || x.name || ' at ' || x.next_attempt_at
+                    WHEN x.child_id IS NOT NULL
+                    THEN format('saga %s, child of %s', x.child_id, x.name)
+                    WHEN x.kind = 'signal'
+                    THEN format('saga.signal() with "%s"%s', x.step, ' until ' || x.waits_until)
+                    WHEN x.kind = 'timer'
+                    THEN format('the time of %s, %s', x.name, x.waits_until)
+                    ELSE 'another worker, for the ' || x.operation || ' of ' || x.name END AS detail,
+               row_number() OVER (PARTITION BY x.line ORDER BY x.element) AS n
+        FROM s, t x
+        WHERE x.present AND NOT s.final
+          AND (s.waiting_for IS NULL
+               OR s.waiting_for NOT IN ('saga.adopt()', 'start time', 'place', 'resume'))
+          AND (x.status = 'running'
+               OR (x.status = 'waiting'
+                   AND (s.waiting_for IS NOT NULL OR x.next_attempt_at > clock_timestamp())))
+          AND NOT (x.status = 'running' AND x.kind = 'local' AND x.element IS NULL
+                   AND EXISTS (SELECT FROM w WHERE w.saga_id = s.saga_id
+                                 AND w.step = x.step AND w.operation = x.operation))
     )
     SELECT l.topic, l.detail FROM (
-        SELECT 1 AS n, 0 AS m, 'saga' AS topic,
-               pg_catalog.format('%s of %s version %s, begun by %s at %s%s',
+        SELECT 1 AS n, 0 AS m, 0::bigint AS o, 'saga' AS topic,
+               format('%s of %s version %s, begun by %s at %s%s',
                    s.saga_id, COALESCE(s.definition, 'an unknown definition'), s.version,
                    s.owner, s.created_at, COALESCE(', key ' || s.key, '')) AS detail
         FROM s
         UNION ALL
-        SELECT 2, 0, 'status',
-               s.status || CASE WHEN final.yes THEN ' since ' || s.finished_at
+        SELECT 2, 0, 0, 'status',
+               s.status || CASE WHEN s.final THEN ' since ' || s.finished_at
                                 WHEN s.compensates THEN ', going back'
+                                    || COALESCE((SELECT ' to savepoint ' || min(t.step)
+                                                 FROM t JOIN r ON r.position = t.position
+                                                 WHERE r.goal), '')
                                 WHEN s.deadline IS NOT NULL THEN ', deadline ' || s.deadline
                                 ELSE '' END
-        FROM s, final
+        FROM s
         UNION ALL
-        SELECT 3, t.position * 2 + CASE t.operation WHEN 'compensation' THEN 1 ELSE 0 END,
-               t.operation || ' of ' || t.step,
-               t.status
-               || CASE WHEN t.attempts > 1 OR t.failures > 0
-                       THEN pg_catalog.format(', %s attempt%s', t.attempts,
-                           CASE WHEN t.attempts <> 1 THEN 's' END) ELSE '' END
-               || CASE WHEN t.status = 'waiting'
-                       THEN ', next attempt at ' || t.next_attempt_at ELSE '' END
-               || CASE WHEN t.status IN ('waiting', 'failed') AND t.error IS NOT NULL
-                       THEN pg_catalog.format(': %s (%s)', t.error ->> 'message', t.error ->> 'sqlstate')
+        SELECT 3, x.line, x.n * (x.foreach IS NOT NULL)::integer,
+               x.operation || ' of ' || x.name,
+               x.status
+               || CASE WHEN x.attempts > 1 OR x.failures > 0
+                       THEN format(', %s attempt%s', x.attempts,
+                           CASE WHEN x.attempts <> 1 THEN 's' END) ELSE '' END
+               || CASE WHEN x.status = 'waiting'
+                       THEN ', next attempt at ' || x.next_attempt_at ELSE '' END
+               || COALESCE(', ' || NULLIF(concat_ws(', ',
+                      CASE WHEN x.signalled THEN 'its signal has come' END,
+                      CASE WHEN x.status = 'running' AND x.kind = 'signal' THEN 'waits for saga.signal()' END,
+                      CASE WHEN x.status = 'running' AND x.kind = 'local' THEN 'given to another worker' END,
+                      'until ' || x.waits_until,
+                      'saga ' || x.child_id,
+                      CASE WHEN x.cancelled THEN 'asked to give up' END,
+                      CASE WHEN x.unknown THEN 'outcome unknown' END,
+                      CASE WHEN x.unconfirmed AND NOT s.final AND NOT s.compensates THEN 'to be confirmed' END,
+                      CASE WHEN x.foreach IS NULL THEN NULLIF(x.notes, '') END,
+                      'round ' || NULLIF(x.round, 0)), ''), '')
+               || CASE WHEN x.status IN ('waiting', 'failed') AND x.error IS NOT NULL
+                       THEN format(': %s (%s)', x.error ->> 'message', x.error ->> 'sqlstate')
                        ELSE '' END
-        FROM t
+        FROM s, one x WHERE x.foreach IS NULL OR x.n <= 5
         UNION ALL
-        SELECT 4, 0, 'cause',
-               pg_catalog.concat_ws(' ', s.error ->> 'message',
+        SELECT 3, x.line, 0, x.operation || ' of ' || x.step,
+               CASE WHEN x.elements = 0 THEN x.foreach || ' has no elements'
+                    WHEN x.rows = 0 THEN x.status || ' for each of ' || x.foreach
+                         || COALESCE(', ' || x.elements || ' elements', '')
+                    ELSE concat_ws(', ',
+                        format('%s of %s elements succeeded', x.succeeded,
+                            COALESCE(x.elements, x.rows)),
+                        NULLIF(x.running, 0) || ' running', NULLIF(x.waiting, 0) || ' waiting',
+                        NULLIF(x.failed, 0) || ' failed', NULLIF(x.skipped, 0) || ' skipped',
+                        NULLIF(x.surplus, 0) || ' not needed') END
+               || COALESCE('; quorum ' || x.quorum, '')
+               || COALESCE('; ' || NULLIF(x.notes, ''), '')
+               || COALESCE('; round ' || NULLIF(x.round, 0), '')
+        FROM many x
+        UNION ALL
+        SELECT 3, x.line, 6, x.operation || ' of ' || x.step,
+               format('%s more elements have failed or wait for their next attempt', count(*) - 5)
+        FROM one x WHERE x.foreach IS NOT NULL
+        GROUP BY x.line, x.operation, x.step HAVING count(*) > 5
+        UNION ALL
+        SELECT CASE c.depth WHEN 0 THEN 2 ELSE 4 END, 1,
+               row_number() OVER (ORDER BY c.depth > 0, c.path),
+               CASE c.depth WHEN 0 THEN 'parent' ELSE 'child' END, c.detail
+        FROM s CROSS JOIN LATERAL saga.explain_tree(s.saga_id, s.parent_id) c
+        WHERE s.parent_id IS NOT NULL OR EXISTS (SELECT FROM t WHERE t.child_id IS NOT NULL)
+        UNION ALL
+        SELECT 5, 0, row_number() OVER (ORDER BY k.lock), 'lock',
+               k.lock || ', held until the ' || COALESCE('end of ' || k.until_step, 'saga ends')
+        FROM k WHERE k.kind = 'lock' AND k.status = 'held'
+        UNION ALL
+        SELECT 6, 0, 0, 'cause',
+               concat_ws(' ', s.error ->> 'message',
                    '(' || (s.error ->> 'sqlstate') || ')',
                    'in ' || (s.error ->> 'operation') || ' of step ' || (s.error ->> 'step'))
                || COALESCE(': ' || (s.error ->> 'detail'), '')
         FROM s WHERE s.error IS NOT NULL
         UNION ALL
-        SELECT 5, 0, 'waits for',
-               CASE
-                   WHEN s.waiting_for = 'saga.adopt()'
-                       THEN 'CALL saga.adopt(): it was begun in the database that this one is a copy of'
-                   WHEN s.waiting_for = 'next attempt'
-                       THEN 'the next attempt of ' || s.step || ' at ' || s.next_attempt_at
-                   WHEN s.waiting_for = 'start time'
-                       THEN 'its start at ' || s.next_attempt_at
-                   WHEN s.waiting_for = 'place'
-                       THEN pg_catalog.format('a place: at most %s of %s may run at once',
-                           (SELECT d.max_running FROM saga.definitions d WHERE d.name = s.definition),
-                           s.definition)
-                   WHEN s.waiting_for = 'resume'
-                       THEN 'saga.resume(): '
-                            || COALESCE((SELECT pg_catalog.format('paused by %s at %s%s',
-                                   h.requested_by, h.requested_at, ', ' || h.reason)
-                                FROM saga.requests h WHERE h.saga_id = s.saga_id AND h.verb = 'pause'
-                                ORDER BY h.id DESC LIMIT 1), 'paused')
-                   WHEN s.waiting_for IS NOT NULL THEN s.waiting_for
-                   WHEN s.status = 'stuck' THEN 'a person'
-                   WHEN EXISTS (SELECT FROM w WHERE w.saga_id = s.saga_id)
-                       THEN (SELECT pg_catalog.format('%s of %s, which process %s runs since %s',
-                                 w.operation, w.step, w.pid, w.since)
-                             FROM w WHERE w.saga_id = s.saga_id LIMIT 1)
-                   ELSE 'a worker'
-               END
-        FROM s, final WHERE NOT final.yes
+        SELECT 7, 0, 0, 'waits for', y.detail
+        FROM s CROSS JOIN LATERAL (SELECT CASE
+            WHEN s.waiting_for = 'saga.adopt()'
+                THEN 'CALL saga.adopt(): it was begun in the database that this one is a copy of'
+            WHEN s.waiting_for = 'start time'
+                THEN 'its start at ' || s.next_attempt_at
+            WHEN s.waiting_for = 'place'
+                THEN format('a place: at most %s of %s may run at once',
+                    (SELECT d.max_running FROM saga.definitions d WHERE d.name = s.definition),
+                    s.definition)
+                    || COALESCE(', ' || (SELECT k.line FROM k
+                                         WHERE k.kind = 'place' AND k.status = 'waiting'), '')
+            WHEN s.waiting_for = 'resume'
+                THEN 'saga.resume(): ' || COALESCE(saga.explain_pause(s.saga_id), 'paused')
+            WHEN s.status = 'held'
+                THEN 'its parent, saga ' || s.parent_id
+            WHEN s.status = 'stuck'
+                THEN COALESCE(s.waiting_for, 'a person')
+            WHEN s.waiting_for IS NOT NULL AND NOT EXISTS (SELECT FROM waits)
+                AND NOT EXISTS (SELECT FROM k WHERE k.kind = 'lock' AND k.status = 'waiting')
+                THEN s.waiting_for
+            WHEN s.waiting_for IS NULL AND NOT EXISTS (SELECT FROM w WHERE w.saga_id = s.saga_id)
+                THEN 'a worker' END AS detail) y
+        WHERE NOT s.final AND y.detail IS NOT NULL
         UNION ALL
-        SELECT DISTINCT 6, 0, 'no worker', w.reason
-        FROM s, final, w
-        WHERE NOT final.yes AND w.reason IS NOT NULL
+        SELECT 7, x.line, x.n, 'waits for', x.detail FROM waits x WHERE x.n <= 3
+        UNION ALL
+        SELECT 7, x.line, 4, 'waits for',
+               format('%s more elements of %s', count(*) - 3, min(x.step))
+        FROM waits x GROUP BY x.line HAVING count(*) > 3
+        UNION ALL
+        SELECT 7, 1, 0, 'waits for', format('lock %s%s, %s', k.lock, ' for ' || k.step, k.line)
+        FROM s, k WHERE NOT s.final AND k.kind = 'lock' AND k.status = 'waiting'
+        UNION ALL
+        SELECT 7, 2, w.pid, 'waits for',
+               format('%s of %s, which process %s runs since %s', w.operation, w.step, w.pid, w.since)
+        FROM s JOIN w ON w.saga_id = s.saga_id
+        WHERE NOT s.final
+          AND (s.waiting_for IS NULL OR s.waiting_for NOT IN ('saga.adopt()', 'start time', 'place'))
+        UNION ALL
+        SELECT DISTINCT 8, 0, 0, 'no worker', w.reason
+        FROM s, w
+        WHERE NOT s.final AND w.reason IS NOT NULL
           AND (w.role = s.owner OR w.role IS NULL)
-          AND (w.database IS NULL OR w.database = pg_catalog.current_database())
+          AND (w.database IS NULL OR w.database = current_database())
         UNION ALL
-        SELECT 6, 1, 'no worker', pg_catalog.format('role "%s" does not exist', s.owner)
-        FROM s, final
-        WHERE NOT final.yes AND NOT EXISTS
-            (SELECT FROM pg_catalog.pg_roles r WHERE r.rolname = s.owner)
+        SELECT 8, 1, 0, 'no worker', format('role "%s" does not exist', s.owner)
+        FROM s
+        WHERE NOT s.final AND NOT EXISTS
+            (SELECT FROM pg_roles r WHERE r.rolname = s.owner)
         UNION ALL
-        SELECT 7, 0, 'to do',
+        SELECT 9, 0, 0, 'to do',
                'saga.retry(), saga.skip() or saga.abandon() with this id and a reason'
         FROM s WHERE s.status = 'stuck'
     ) l
-    ORDER BY l.n, l.m
+    ORDER BY l.n, l.m, l.o;
+END
 $$;
 COMMENT ON FUNCTION saga.explain(bigint) IS
     'where a saga is, what it waits for, what went wrong, and what can be done';
@@ -975,14 +1502,18 @@ BEGIN
         'GRANT USAGE ON TYPE saga.saga_status, saga.operation, saga.operation_status TO %I', role);
     EXECUTE format(
         'GRANT SELECT ON saga.definitions, saga.definition_steps, saga.sagas,'
-        ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.workers TO %I', role);
+        ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.locks, saga.workers TO %I', role);
     EXECUTE format(
-        'GRANT EXECUTE ON ROUTINE saga.retry_policy, saga.step, saga.define,'
+        'GRANT EXECUTE ON ROUTINE saga.retry_policy, saga.step, saga.timer_step,'
+        ' saga.signal_step, saga.child_step, saga.define,'
         ' saga.configure, saga.drop_definition, saga.grant_begin, saga.revoke_begin,'
-        ' saga.begin, saga.cancel, saga.pause, saga.resume, saga.retry, saga.skip,'
+        ' saga.begin, saga.signal(bigint, text, jsonb, text),'
+        ' saga.signal(text, text, text, jsonb, text), saga.lock(text, interval),'
+        ' saga.cancel, saga.pause, saga.resume, saga.retry, saga.skip,'
         ' saga.abandon, saga.wait, saga.wait_within, saga.run, saga.recover,'
         ' saga.retry_later, saga.fail(text, text), saga.fail(text, jsonb),'
-        ' saga.sees_all, saga.workers_raw, saga.result, saga.explain TO %I', role);
+        ' saga.sees_all, saga.workers_raw, saga.rounds_raw, saga.explain_raw,'
+        ' saga.explain_tree, saga.explain_pause, saga.result, saga.explain TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION saga.grant_usage(name) IS
@@ -998,10 +1529,11 @@ BEGIN
         'GRANT USAGE ON TYPE saga.saga_status, saga.operation, saga.operation_status TO %I', role);
     EXECUTE format(
         'GRANT SELECT ON saga.definitions, saga.definition_steps, saga.sagas,'
-        ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.workers TO %I', role);
+        ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.locks, saga.workers TO %I', role);
     EXECUTE format(
         'GRANT EXECUTE ON ROUTINE saga.monitor_privilege, saga.sees_all,'
-        ' saga.workers_raw, saga.result, saga.explain, saga.wait, saga.wait_within TO %I', role);
+        ' saga.workers_raw, saga.rounds_raw, saga.explain_raw, saga.explain_tree,'
+        ' saga.explain_pause, saga.result, saga.explain, saga.wait, saga.wait_within TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION saga.grant_monitor(name) IS
@@ -1014,12 +1546,13 @@ AS $$
 BEGIN
     PERFORM saga.grant_monitor(role);
     EXECUTE format(
-        'GRANT EXECUTE ON ROUTINE saga.operator_privilege, saga.cancel, saga.pause,'
-        ' saga.resume, saga.retry, saga.skip, saga.abandon TO %I', role);
+        'GRANT EXECUTE ON ROUTINE saga.operator_privilege,'
+        ' saga.signal(bigint, text, jsonb, text), saga.signal(text, text, text, jsonb, text),'
+        ' saga.cancel, saga.pause, saga.resume, saga.retry, saga.skip, saga.abandon TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION saga.grant_operator(name) IS
-    'let a role see the sagas of all roles, and cancel, pause, resume, retry, skip and abandon them';
+    'let a role see the sagas of all roles, and signal, cancel, pause, resume, retry, skip and abandon them';
 
 REVOKE ALL ON TYPE saga.saga_status, saga.operation, saga.operation_status FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;

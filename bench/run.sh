@@ -6,7 +6,11 @@
 #   BENCH_ORDERS   orders per run (20000)    BENCH_ROUNDS   rounds (3)
 #   BENCH_MEMORY   sagas of the memory test (100000)
 #   BENCH_IDLE     seconds of the idle test (60)
-#   BENCH_PARTS    "floors begin drain latency memory idle"
+#   BENCH_FANOUT   elements of a foreach step (1000)
+#   BENCH_TIMERS   sagas that wait for timers (100000), which fire over
+#   BENCH_SPREAD   so many seconds (60)
+#   BENCH_LOCKS    sagas that contend for 10 locks (10000)
+#   BENCH_PARTS    "floors begin drain latency fanout locks timers memory idle"
 #   BENCH_CONF     further settings of the server, "name=value name=value"
 source "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
 
@@ -16,7 +20,12 @@ orders=${BENCH_ORDERS:-20000}
 rounds=${BENCH_ROUNDS:-3}
 memory=${BENCH_MEMORY:-100000}
 idle=${BENCH_IDLE:-60}
-parts=" ${BENCH_PARTS:-floors begin drain latency memory idle} "
+fanout=${BENCH_FANOUT:-1000}
+timers=${BENCH_TIMERS:-100000}
+spread=${BENCH_SPREAD:-60}
+contenders=${BENCH_LOCKS:-10000}
+locks=10
+parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers memory idle} "
 items=1000
 
 make_scratch bench
@@ -202,11 +211,11 @@ begin_cost()
 			SELECT order_input(orders, true) INTO input FROM orders LIMIT 1;
 			FOR o IN SELECT * FROM orders LOOP
 				INSERT INTO same (id, due_at, created_at, token, coordinator, role,
-					definition_id, turn, status, slot, step, backward, suspect,
-					role_name, input)
+					definition_id, turn, status, slot, step, goal, backward, suspect,
+					released, role_name, input)
 				VALUES (nextval('same_id'), clock_timestamp(), clock_timestamp(),
 					gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 10,
-					1, 0, 'running', 0, 0, false, false, 'bench', input);
+					1, 0, 'running', 0, 0, -1, false, false, false, 'bench', input);
 			END LOOP;
 		END $$;
 		SELECT clock_timestamp() AS t5, pg_current_wal_insert_lsn() AS w5 \gset
@@ -238,6 +247,148 @@ latency()
 		-f "$scratch/src/bench/latency_$name.pgbench" 2>&1) || die "$out"
 	keep "${name}_p50" "$(cat "$scratch"/tmp/lat.* | percentile 50)"
 	keep "${name}_p99" "$(cat "$scratch"/tmp/lat.* | percentile 99)"
+}
+
+# ---- shapes beside loops that write the same rows
+
+same_tables()
+{
+	psql -c "SET client_min_messages = warning" \
+		-c "CREATE TABLE same_saga (LIKE saga.saga_0 INCLUDING ALL) WITH (fillfactor = 60)" \
+		-c "CREATE TABLE same_step (LIKE saga.step_0 INCLUDING ALL)" \
+		-c "CREATE TABLE same_lock (LIKE saga.lock INCLUDING ALL)" \
+		-c "ALTER TABLE same_saga OWNER TO bench" -c "ALTER TABLE same_step OWNER TO bench" \
+		-c "ALTER TABLE same_lock OWNER TO bench" \
+		-c "CREATE SEQUENCE IF NOT EXISTS same_id" -c "GRANT ALL ON same_id TO bench"
+}
+
+empty_same_tables()
+{
+	as_bench -c "TRUNCATE same_saga, same_step, same_lock"
+	psql -c CHECKPOINT
+}
+
+# Is what was asked for right?  expect NAME GOT WANTED
+expect() { [ "$2" = "$3" ] || die "$1: $2 in place of $3"; }
+
+# One saga with so many elements; then as many rows, in as many commits.
+measure_fanout()
+{
+	local id wal_from wal_to begun commits batch
+
+	psql -c CHECKPOINT
+	as_bench -c "TRUNCATE parcels"
+	# the function and the worker's session are warm
+	id=$(as_bench -At -c "SELECT saga.begin('fanout', fanout_input(10))")
+	as_bench -c "CALL saga.wait($id, timeout => '1 min')" >/dev/null
+	wal_from=$(ask "SELECT pg_current_wal_insert_lsn()")
+	id=$(as_bench -At -c "SELECT saga.begin('fanout', fanout_input($fanout))")
+	as_bench -c "CALL saga.wait($id, timeout => '5 min')" >/dev/null
+	wal_to=$(ask "SELECT pg_current_wal_flush_lsn()")
+	expect "parcels sent" "$(ask "SELECT count(DISTINCT n) || ' of ' || count(*) FROM parcels WHERE saga_id = $id")" "$fanout of $fanout"
+	begun=$(ask "SELECT extract(epoch FROM finished_at - created_at) FROM saga.sagas WHERE saga_id = $id")
+	commits=$(commits_between "$wal_from" "$wal_to")
+	keep_rate fanout "$fanout" "$begun"
+	keep fanout_wal "$(ask "SELECT round(('$wal_to'::pg_lsn - '$wal_from') / $fanout)")"
+	keep fanout_commits "${commits:-0}"
+	batch=$((fanout / (${commits:-1} > 2 ? commits - 2 : 1)))
+	empty_same_tables
+	wal_from=$(ask "SELECT pg_current_wal_insert_lsn()")
+	keep_rate raw_fanout "$fanout" "$(seconds as_bench -c "CALL raw_fanout($fanout, $((batch > 0 ? batch : 1)))")"
+	wal_to=$(ask "SELECT pg_current_wal_flush_lsn()")
+	keep raw_fanout_wal "$(ask "SELECT round(('$wal_to'::pg_lsn - '$wal_from') / $fanout)")"
+}
+
+# Sagas that take turns for few locks, begun in one transaction.
+measure_locks()
+{
+	local begun span
+
+	as_bench -c "TRUNCATE turns, stock" -c "INSERT INTO stock SELECT i, 0 FROM generate_series(0, $locks - 1) i"
+	psql -c CHECKPOINT
+	begun=$(as_bench -At <<-SQL
+		BEGIN;
+		SELECT count(saga.begin('turns', jsonb_build_object('sku', i % $locks)))
+		FROM generate_series(1, $contenders) i \g /dev/null
+		SELECT clock_timestamp();
+		COMMIT;
+	SQL
+	)
+	wait_for_end 900
+	span=$(ask "SELECT extract(epoch FROM max(finished_at) - '$begun') FROM saga.sagas WHERE definition = 'turns' AND created_at <= '$begun'")
+	# nobody came between the two steps of another: no count was lost
+	expect "turns taken" "$(ask "SELECT sum(n) FROM stock")" "$contenders"
+	keep_rate locks "$contenders" "$span"
+	as_bench -c "TRUNCATE turns" -c "UPDATE stock SET n = 0"
+	empty_same_tables
+	keep_rate raw_locks "$contenders" "$(seconds as_bench -c "CALL raw_locks($contenders, $locks)")"
+	expect "turns of the loop" "$(ask "SELECT sum(n) FROM stock")" "$contenders"
+}
+
+# Hundredths of a second of all processes of the server so far.
+server_cpu()
+{
+	local postmaster pid
+
+	postmaster=$(head -n 1 "$PGDATA/postmaster.pid")
+	for pid in "$postmaster" $(cat "/proc/$postmaster/task/$postmaster/children"); do
+		# with those of children that have ended, for the postmaster
+		cat "/proc/$pid/stat" 2>/dev/null || true
+	done | sed 's/^.*) //' | awk -v first=1 '{n += $12 + $13; if (first) {n += $14 + $15; first = 0}} END {print n + 0}'
+}
+
+# Sagas that all wait; then their timers fire, evenly over some time.
+measure_timers()
+{
+	local lead from now cpu waiting fired raw
+
+	as_bench -c "TRUNCATE fired"
+	psql -c CHECKPOINT
+	# until then all of them are to wait, and some seconds longer
+	lead=$((timers / 1500 + 30))
+	from=$(ask "SELECT extract(epoch FROM clock_timestamp() + interval '$lead s')")
+	as_bench -c "SELECT count(saga.begin('timed', jsonb_build_object('due',
+		to_timestamp($from + i * $spread::float / $timers)))) FROM generate_series(1, $timers) i" >/dev/null
+	while waiting=$(ask "SELECT count(*) FROM saga.step WHERE step = 0 AND status = 'running'"); [ "$waiting" -lt "$timers" ]; do
+		[ "$(ask "SELECT count(*) FROM fired")" -eq 0 ] || break
+		sleep 1
+	done
+	keep timers_waiting "$waiting"
+	# what ran before has reported, and the first is not due for a while
+	sleep 3
+	now=$EPOCHREALTIME
+	cpu=$(server_cpu)
+	sleep "$(awk -v due="$from" -v now="$now" 'BEGIN {s = due - now - 1; print (s > 0 ? s : 0)}')"
+	keep timers_idle "$(awk -v n="$(($(server_cpu) - cpu))" -v a="$now" -v b="$EPOCHREALTIME" \
+		'BEGIN {if (b - a > 1) printf "%.2f", n / (b - a)}')"
+	cpu=$(server_cpu)
+	sleep "$((spread + 2))"
+	wait_for_end 600
+	fired=$(($(server_cpu) - cpu))
+	expect "timers fired" "$(ask "SELECT count(*) FROM fired")" "$timers"
+	expect "timers fired too early" "$(ask "SELECT count(*) FROM fired WHERE at < due")" 0
+	keep timers_p50 "$(ask "SELECT percentile_disc(0.5) WITHIN GROUP (ORDER BY extract(epoch FROM at - due)) * 1000 FROM fired")"
+	keep timers_p99 "$(ask "SELECT percentile_disc(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM at - due)) * 1000 FROM fired")"
+	keep timers_done "$(ask "SELECT percentile_disc(0.99) WITHIN GROUP (ORDER BY extract(epoch FROM g.finished_at - f.due)) * 1000
+		FROM fired f JOIN saga.saga g ON g.id = f.saga_id")"
+	keep timers_cpu "$(awk -v n="$fired" -v s="$timers" 'BEGIN {printf "%.1f", n * 10000 / s}')"
+
+	# the same rows, all of them due
+	as_bench -c "TRUNCATE fired"
+	empty_same_tables
+	as_bench -c "SELECT count(write_saga(i, to_timestamp($from + i * $spread::float / $timers),
+			jsonb_build_object('due', to_timestamp($from)))) FROM generate_series(1, $timers) i" \
+		-c "SELECT count(write_step(i, 0, 0, NULL)) FROM generate_series(1, $timers) i" \
+		-c "UPDATE same_step SET status = 'running', finished_at = NULL" \
+		-c "VACUUM ANALYZE same_saga, same_step" >/dev/null
+	psql -c CHECKPOINT
+	cpu=$(server_cpu)
+	as_bench -c "CALL raw_timers($timers)"
+	# its backend has ended: it counts as the postmaster's
+	sleep 1
+	raw=$(($(server_cpu) - cpu))
+	expect "timers of the loop" "$(ask "SELECT count(*) FROM fired")" "$timers"
+	keep raw_timers_cpu "$(awk -v n="$raw" -v s="$timers" 'BEGIN {printf "%.1f", n * 10000 / s}')"
 }
 
 # The largest private memory of a worker, in kB.
@@ -292,6 +443,10 @@ psql -d postgres -c "CREATE ROLE bench LOGIN" -c "CREATE DATABASE bench OWNER be
 psql -c "CREATE EXTENSION pg_walinspect" -c "CREATE EXTENSION saga" -c "SELECT saga.grant_usage('bench')" >/dev/null
 as_bench -f "$scratch/src/bench/schema.sql"
 as_bench -f "$scratch/src/bench/saga.sql"
+if want fanout || want locks || want timers; then
+	same_tables
+	as_bench -f "$scratch/src/bench/flow.sql"
+fi
 
 for round in $(seq "$rounds"); do
 	progress "round $round of $rounds"
@@ -318,7 +473,19 @@ for round in $(seq "$rounds"); do
 		latency insert 2000
 		latency saga 2000
 	fi
+	if want fanout; then
+		progress "fan-out, $fanout elements"
+		measure_fanout
+	fi
+	if want locks; then
+		progress "locks, $contenders sagas"
+		measure_locks
+	fi
 done
+if want timers; then
+	progress "timers, $timers sagas"
+	measure_timers
+fi
 if want memory; then
 	progress "memory, $memory sagas"
 	measure_memory
@@ -338,6 +505,14 @@ ratio()
 {
 	[ -n "$1" ] && [ -n "$2" ] || return 0
 	awk -v a="$1" -v b="$2" 'BEGIN {if (b > 0) printf "%.2f", a / b}'
+}
+# times A B: "0.52 x", or nothing
+times()
+{
+	local r
+
+	r=$(ratio "$1" "$2")
+	[ -z "$r" ] || echo "$r x"
 }
 number()
 {
@@ -382,6 +557,21 @@ row "saga.begin, WAL" "$(number 0 "$(value begin_wal)")" bytes "" "" \
 	"it is $(ratio "$(value begin_wal)" "$(value same_wal)") x INSERT of its row"
 row "plain INSERT of its row, WAL" "$(number 0 "$(value same_wal)")" bytes
 row "plain INSERT of two columns, WAL" "$(number 0 "$(value insert_wal)")" bytes
+row "one foreach step of $fanout elements" "$(number 0 "$(value fanout)")" elem/s "" "" \
+	"$(times "$(value fanout)" "$(value raw_fanout)") the loop"
+row "a loop that writes its rows, in as many commits" "$(number 0 "$(value raw_fanout)")" elem/s
+row "WAL per element" "$(value fanout_wal)" bytes "" "" "$(times "$(value fanout_wal)" "$(value raw_fanout_wal)") the loop"
+row "commits of the whole fan-out" "$(value fanout_commits)" commits
+row "$contenders sagas that take turns for $locks locks" "$(number 0 "$(value locks)")" sagas/s "" "" \
+	"$(times "$(value locks)" "$(value raw_locks)") the loop"
+row "a loop that writes their rows, a commit per $locks steps" "$(number 0 "$(value raw_locks)")" sagas/s
+row "$timers sagas that wait for timers, CPU meanwhile" "$(value timers_idle)" % "" "" 0
+row "their timers, over $spread s: from due to woken, p50" "$(number 0 "$(value timers_p50)")" ms
+row "... p99" "$(number 0 "$(value timers_p99)")" ms
+row "... from due to completed, p99" "$(number 0 "$(value timers_done)")" ms
+row "CPU per timer that fires, with the step after it" "$(number 0 "$(value timers_cpu)")" us "" "" \
+	"$(times "$(value timers_cpu)" "$(value raw_timers_cpu)") the loop"
+row "a loop that writes its rows, a commit per 50" "$(number 0 "$(value raw_timers_cpu)")" us
 row "worker's private memory after $((memory / 5)) sagas" "$(value memory_fifth)" kB
 row "worker's private memory after $memory sagas" "$(value memory_all)" kB "" "" flat
 row "transactions per minute when idle" "$(value idle)" per_min "" "" 0

@@ -1,6 +1,6 @@
 --
 -- Definitions: saga.define() finds everything that is wrong with one and says
--- which step it is; the same definition twice is one version; a definition is
+-- which step it is, alone or among the others; the same definition twice is one version; a definition is
 -- its owner's, whom it lets begin is the owner's choice, and it is not dropped
 -- while sagas of it are not final.
 --
@@ -280,7 +280,7 @@ SELECT r.* FROM saga.coordinator c, saga.definition_version v, generate_series(1
     jsonb_populate_record(NULL::saga.saga, jsonb_build_object(
         'id', -n, 'due_at', now(), 'created_at', now(), 'token', gen_random_uuid(), 'coordinator', c.id,
         'role', 0, 'definition_id', v.id, 'turn', 0, 'status', 'running', 'slot', 0, 'step', 0,
-        'backward', false, 'alone', false, 'suspect', false, 'role_name', 'none', 'input', '{}'::jsonb)) r
+        'backward', false, 'goal', -1, 'released', false, 'suspect', false, 'role_name', 'none', 'input', '{}'::jsonb)) r
 WHERE v.name = 'order' AND v.version = 1;
 SAVEPOINT s;
 SELECT saga.drop_definition('order');
@@ -299,6 +299,285 @@ SELECT saga.drop_definition('order');
 RESET ROLE;
 SELECT saga.define('order', saga.step('b', 'deftest.nothing'));
 SELECT saga.drop_definition('order');
+
+------------------------------------------------------------------------------
+-- Shapes
+------------------------------------------------------------------------------
+
+CREATE FUNCTION deftest.no() RETURNS boolean LANGUAGE sql RETURN false;
+CREATE FUNCTION deftest.is_abroad(country text) RETURNS boolean LANGUAGE sql RETURN country <> 'AT';
+CREATE FUNCTION deftest.tomorrow(days integer DEFAULT 1) RETURNS timestamptz LANGUAGE sql RETURN now() + make_interval(days => days);
+CREATE FUNCTION deftest.a_while(jsonb) RETURNS interval LANGUAGE sql RETURN '1 h'::interval;
+CREATE FUNCTION deftest.parcels(address text) RETURNS jsonb LANGUAGE sql RETURN '[]'::jsonb;
+-- What is stored of the newest version beside what each step has, in its order.
+CREATE FUNCTION deftest.stored(definition text) RETURNS SETOF jsonb LANGUAGE sql AS $$
+    SELECT jsonb_strip_nulls(e.step - '{pivot,durable}'::text[] || jsonb_build_object(
+        'pivot', nullif(e.step -> 'pivot', 'false'), 'durable', nullif(e.step -> 'durable', 'false'),
+        'action', e.step #> '{action,function}',
+        'compensation', e.step #> '{compensation,function}', 'confirmation', e.step #> '{confirmation,function}'))
+    FROM (SELECT steps FROM saga.definition_version v WHERE v.name = definition ORDER BY version DESC LIMIT 1) v,
+        jsonb_array_elements(v.steps) WITH ORDINALITY e(step, n) ORDER BY n
+$$;
+
+-- What makes steps says what it was given, under the names of its parameters.
+SELECT saga.step('a', 'f', after => '{b,c}', only_if => 'g', foreach => 'items', parallel => 2, quorum => 3, confirmation => 'h',
+                 confirmation_timeout => '1 min', confirmation_retry => saga.retry_policy(1), savepoint => true, and_then => 'd',
+                 recoveries => 4, exclusive => 'sku', exclusive_until => 'e', exclusive_timeout => '0');
+SELECT saga.timer_step('a', '14 days', after => '{}', only_if => 'g', pivot => true);
+SELECT saga.timer_step('a', until => 'f', timeout => '1 s', retry => saga.retry_policy(1), savepoint => true, and_then => 'retry', recoveries => 1);
+SELECT saga.signal_step('a', timeout => '3 days', otherwise => '{"approved": false}', after => '{b}');
+SELECT saga.signal_step('a', otherwise => 'null');
+SELECT saga.child_step('a', 'shipping', 'f', timeout => '1 s', retry => saga.retry_policy(1), foreach => 'parcels', parallel => 2, quorum => 1,
+                       exclusive => 'sku', exclusive_until => 'a', exclusive_timeout => '1 day');
+SELECT saga.timer_step('a', '1 month');
+SELECT saga.timer_step('a', '1 year', pivot => true);
+SELECT saga.signal_step('a', '1 month');
+SELECT saga.step('a', 'f', exclusive_timeout => '1 month');
+SELECT saga.step('a', 'f', after => '{b,NULL}');
+
+-- Branches: steps are stored in an order in which they can be done, as near to
+-- the one they were listed in as can be.
+SELECT saga.define('shape',
+    saga.step('d', 'deftest.nothing', after => '{b,c,b}'),
+    saga.step('c', 'deftest.nothing', after => '{a}'),
+    saga.step('b', 'deftest.nothing', after => '{a}'),
+    saga.step('a', 'deftest.nothing', after => '{}'),
+    saga.step('e', 'deftest.nothing', after => '{}'),
+    saga.step('f', 'deftest.nothing'));
+SELECT deftest.stored('shape');
+-- The same in another order is the same, as long as it may be stored so.
+SELECT saga.define('shape',
+    saga.step('c', 'deftest.nothing', after => '{a}'),
+    saga.step('f', 'deftest.nothing', after => '{e}'),
+    saga.step('b', 'deftest.nothing', after => '{a}'),
+    saga.step('d', 'deftest.nothing', after => '{c,b}'),
+    saga.step('a', 'deftest.nothing', after => '{}'),
+    saga.step('e', 'deftest.nothing', after => '{}'));
+SELECT deftest.stored('shape') ->> 'name' AS name;
+-- A list that is written as a graph is a list, and the same as one.
+SELECT saga.define('list', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing'), saga.step('c', 'deftest.nothing'));
+SELECT saga.define('list', saga.step('a', 'deftest.nothing', after => '{}'), saga.step('b', 'deftest.nothing', after => '{a,a}'), saga.step('c', 'deftest.nothing'));
+SELECT saga.define('list', saga.step('c', 'deftest.nothing', after => '{b}'), saga.step('a', 'deftest.nothing', after => '{}'), saga.step('b', 'deftest.nothing'));
+-- One word too many is not.
+SELECT saga.define('list', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing'), saga.step('c', 'deftest.nothing', after => '{a,b}'));
+SELECT saga.drop_definition('list');
+
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', after => '{reserv}'), saga.step('reserve', 'deftest.nothing'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', after => '{something_else}'), saga.step('reserve', 'deftest.nothing'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', after => ARRAY[repeat('x', 70)]));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', after => '{a}'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', after => '{b}'), saga.step('b', 'deftest.nothing', after => '{a}'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing'), saga.step('d', 'deftest.nothing', after => '{c}'), saga.step('e', 'deftest.nothing'),
+                          saga.step('c', 'deftest.nothing', after => '{b}'), saga.step('b', 'deftest.nothing', after => '{a,d}'), saga.step('f', 'deftest.nothing', after => '{a}'));
+SELECT saga.define('bad', VARIADIC array_agg(saga.step('s' || n, 'deftest.nothing', after => CASE n WHEN 1 THEN ARRAY['s20'] END) ORDER BY n)) FROM generate_series(1, 30) n;
+SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "after": "b"}');
+SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "after": [1]}');
+SELECT saga.define('bad', VARIADIC array_agg(saga.step('s' || n, 'deftest.nothing', after => CASE n WHEN 2 THEN '{}'::text[] END) ORDER BY n)) FROM generate_series(1, 1025) n;
+SELECT saga.define('wide', VARIADIC array_agg(saga.step('s' || n, 'deftest.nothing', after => '{}') ORDER BY n)) FROM generate_series(1, 1024) n;
+SELECT saga.define('dense', VARIADIC array_agg(saga.step('s' || n, 'deftest.nothing', after => ARRAY(SELECT 's' || m FROM generate_series(1, n - 1) m)) ORDER BY n)) FROM generate_series(1, 200) n;
+SELECT saga.drop_definition(name) FROM (VALUES ('wide'), ('dense')) v(name);
+
+-- The pivot, on every path.
+SELECT saga.define('bad',
+    saga.step('reserve', 'deftest.nothing', 'deftest.nothing'), saga.step('charge', 'deftest.nothing', pivot => true),
+    saga.step('ship', 'deftest.nothing'), saga.step('pack', 'deftest.nothing', 'deftest.nothing', after => '{reserve}'),
+    saga.step('send', 'deftest.nothing', 'deftest.nothing', after => '{pack,ship}'));
+SELECT saga.define('bad',
+    saga.step('reserve', 'deftest.nothing'), saga.step('charge', 'deftest.nothing', pivot => true, after => '{reserve}'),
+    saga.step('other', 'deftest.nothing', after => '{reserve}'), saga.step('bill', 'deftest.nothing', pivot => true, after => '{other,charge}'));
+SELECT saga.define('bad', VARIADIC array_agg(saga.step('s' || n, 'deftest.nothing', compensation => CASE n WHEN 30 THEN 'deftest.nothing' END, pivot => n = 15) ORDER BY n))
+FROM generate_series(1, 30) n;
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', pivot => true), saga.step('b', 'deftest.nothing', savepoint => true));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', pivot => true, savepoint => true));
+-- Each branch may have its own.
+SELECT saga.define('shape',
+    saga.step('a', 'deftest.nothing', 'deftest.nothing'),
+    saga.step('b', 'deftest.nothing', pivot => true),
+    saga.step('c', 'deftest.nothing', pivot => true, after => '{a}'),
+    saga.step('d', 'deftest.nothing', 'deftest.nothing', after => '{a}'),
+    saga.step('e', 'deftest.nothing', after => '{b,c,d}'));
+
+-- Try, confirm, cancel.
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', confirmation => 'deftest.nothing'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', 'deftest.nothing', confirmation => 'deftest.nothing', pivot => true));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', pivot => true), saga.step('b', 'deftest.nothing', 'deftest.nothing', confirmation => 'deftest.nothing'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', 'deftest.nothing', confirmation_timeout => '1 s'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', 'deftest.nothing', confirmation_retry => saga.retry_policy()));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', 'deftest.nothing', confirmation => 'deftest.two'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', 'deftest.nothing', confirmation => 'deftest.nothing', confirmation_timeout => '0'));
+SELECT saga.define('tcc', saga.step('a', 'deftest.nothing', 'deftest.nothing', confirmation => 'deftest.nothing', confirmation_timeout => '1 min'),
+                          saga.step('b', 'deftest.nothing', 'deftest.nothing'), saga.step('c', 'deftest.nothing', pivot => true));
+SELECT jsonb_pretty(steps #> '{0,confirmation}') FROM saga.definition_version WHERE name = 'tcc';
+SELECT saga.drop_definition('tcc');
+
+-- Choices.
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', only_if => 'deftest.is_abraod'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', only_if => 'deftest.nothing'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', only_if => 'deftest.tomorrow'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', only_if => 'int4eq'));
+SELECT saga.define('shape', saga.step('a', 'deftest.nothing', only_if => 'deftest.no'), saga.timer_step('b', '1 h', only_if => 'deftest.is_abroad'));
+SELECT deftest.stored('shape');
+
+-- Loops.
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => ''));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => 'order..items'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => '.items'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => 'items.'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => 'items', parallel => 0));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => 'items', parallel => -1));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => 'items', quorum => 0));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', foreach => 'items', quorum => 100001));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', parallel => 2));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', quorum => 2));
+SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "foreach": ["items"]}');
+SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "foreach": "items", "quorum": 1.5}');
+SELECT saga.define('shape', saga.step('plan', 'deftest.nothing'), saga.step('b', 'deftest.nothing', foreach => 'plan.parcels', parallel => 4, quorum => 2),
+                            saga.step('c', 'deftest.nothing', foreach => 'order.items'));
+SELECT deftest.stored('shape');
+
+-- Savepoints.
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', and_then => 'retry'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', recoveries => 1));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', savepoint => true, recoveries => 0));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', savepoint => true, recoveries => 1001));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', savepoint => true, and_then => 'b'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', savepoint => true, and_then => 'a'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing', savepoint => true, and_then => 'a'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', savepoint => true, and_then => 'b'), saga.step('b', 'deftest.nothing', after => '{}'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', savepoint => true, and_then => 'c'), saga.step('b', 'deftest.nothing', savepoint => true, and_then => 'c'), saga.step('c', 'deftest.nothing'));
+SELECT saga.define('bad', VARIADIC array_agg(saga.step('s' || n, 'deftest.nothing', savepoint => true) ORDER BY n)) FROM generate_series(1, 65) n;
+SELECT saga.define('shape',
+    saga.step('a', 'deftest.nothing', savepoint => true, and_then => 'retry', recoveries => 1),
+    saga.signal_step('b', savepoint => true, and_then => 'd', recoveries => 3),
+    saga.step('c', 'deftest.nothing'), saga.step('d', 'deftest.nothing', after => '{b}'));
+SELECT deftest.stored('shape');
+
+-- Locks.
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', exclusive => 'a.'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', exclusive_until => 'a'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', exclusive_timeout => '1 h'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', exclusive => 'sku', exclusive_timeout => '-1 s'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', exclusive => 'sku', exclusive_until => 'b'));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing', exclusive => 'sku', exclusive_until => 'a'));
+SELECT saga.define('shape',
+    saga.step('a', 'deftest.nothing', exclusive => 'sku', exclusive_timeout => '1 h'),
+    saga.step('b', 'deftest.nothing', exclusive => 'a.shelf', exclusive_until => 'b', exclusive_timeout => '0'),
+    saga.step('c', 'deftest.nothing', exclusive => 'order.sku', exclusive_until => 'd', exclusive_timeout => '1.5 s'), saga.step('d', 'deftest.nothing'));
+SELECT deftest.stored('shape');
+
+-- Timers.
+SELECT saga.define('bad', saga.timer_step('a'));
+SELECT saga.define('bad', saga.timer_step('a', '1 s', 'deftest.tomorrow'));
+SELECT saga.define('bad', saga.timer_step('a', '-1 us'));
+SELECT saga.define('bad', saga.timer_step('a', '1 s', timeout => '1 s'));
+SELECT saga.define('bad', saga.timer_step('a', '1 s', retry => saga.retry_policy()));
+SELECT saga.define('bad', saga.timer_step('a', until => 'deftest.nothing'));
+SELECT saga.define('bad', saga.timer_step('a', until => 'deftest.tomorow'));
+SELECT saga.define('bad', saga.timer_step('a', '1 s', savepoint => true, and_then => 'b'));
+SELECT saga.define('bad', '{"name": "a", "kind": "timer", "delay": 1, "compensation": "deftest.nothing"}');
+SELECT saga.define('bad', '{"name": "a", "kind": "timer", "delay": 1, "foreach": "items"}');
+SELECT saga.define('bad', '{"name": "a", "kind": "timer", "delay": 1, "action": "deftest.nothing"}');
+SELECT saga.define('bad', '{"name": "a", "kind": "timer", "delay": "1 s"}');
+SELECT saga.define('bad', '{"name": "a", "kind": "timer", "delay": 4e9}');
+SELECT saga.define('bad', '{"name": "a", "kind": "local", "action": "deftest.nothing", "delay": 1}');
+SELECT saga.define('shape', saga.timer_step('a', '0'), saga.timer_step('b', '14 days', pivot => true), saga.timer_step('c', until => 'deftest.tomorrow', timeout => '1 s'),
+                            saga.timer_step('d', until => 'deftest.a_while'));
+SELECT deftest.stored('shape');
+SELECT jsonb_pretty(steps -> 2) FROM saga.definition_version WHERE name = 'shape' ORDER BY version DESC LIMIT 1;
+
+-- Signals.
+SELECT saga.define('bad', saga.signal_step('a', '0'));
+SELECT saga.define('bad', saga.signal_step('a', '-1 s'));
+SELECT saga.define('bad', saga.signal_step('a', otherwise => '1'));
+SELECT saga.define('bad', '{"name": "a", "kind": "signal", "retry": {}}');
+SELECT saga.define('bad', '{"name": "a", "kind": "signal", "exclusive": "sku"}');
+SELECT saga.define('shape', saga.signal_step('a'), saga.signal_step('b', '3 days'), saga.signal_step('c', '1 ms', '{"approved": [false, null]}'),
+                            saga.signal_step('d', '1 h', 'null'), saga.signal_step('e', '1 h', '"text"', pivot => true));
+SELECT jsonb_agg(step - '{action}'::text[]) FROM (SELECT jsonb_array_elements(steps) AS step FROM
+    (SELECT steps FROM saga.definition_version WHERE name = 'shape' ORDER BY version DESC LIMIT 1) v) s;
+
+-- Children: there, open to the definer, and able to go back when they may have to.
+SELECT saga.define('shipping', saga.step('pack', 'deftest.nothing', 'deftest.nothing'));
+SELECT saga.define('selling', saga.step('sell', 'deftest.nothing', pivot => true));
+SELECT saga.define('bad', saga.child_step('a', NULL));
+SELECT saga.define('bad', saga.child_step('ship', 'shippin'));
+SELECT saga.define('bad', saga.child_step('ship', 'shipping', 'deftest.nowhere'));
+SELECT saga.define('bad', '{"name": "a", "kind": "child", "definition": "shipping", "compensation": "deftest.nothing"}');
+SELECT saga.define('bad', '{"name": "a", "kind": "child", "definition": 1}');
+SELECT saga.define('bad', saga.child_step('a', 'selling'));
+SELECT saga.define('bad', saga.child_step('a', 'selling', after => '{}'), saga.step('b', 'deftest.nothing', pivot => true, after => '{}'));
+SELECT saga.define('bad', saga.child_step('again', 'bad', only_if => 'deftest.no'), saga.step('b', 'deftest.nothing', pivot => true));
+SELECT saga.define('shape', saga.child_step('a', 'selling', pivot => true), saga.child_step('b', 'selling'), saga.child_step('c', 'shipping', 'deftest.parcels', foreach => 'items', parallel => 2));
+SELECT saga.define('shape', saga.child_step('a', 'shipping'), saga.child_step('again', 'shape', only_if => 'deftest.no'), saga.step('b', 'deftest.nothing', pivot => true, after => '{}'));
+SELECT deftest.stored('shape');
+SET ROLE regress_saga_bob;
+SELECT saga.define('bobs', saga.child_step('a', 'shipping'));
+RESET ROLE;
+SELECT saga.grant_begin('shipping', 'regress_saga_bob');
+SET ROLE regress_saga_bob;
+SELECT saga.define('bobs', saga.child_step('a', 'shipping'));
+SELECT saga.drop_definition('bobs');
+RESET ROLE;
+SELECT saga.drop_definition(name) FROM (VALUES ('shipping'), ('selling')) v(name);
+
+-- Steps made by hand say of which kind they are.
+SELECT saga.define('bad', '{"name": "a", "kind": 1}');
+SELECT saga.define('bad', '{"name": "a", "kind": "timr", "delay": 1}');
+SELECT saga.define('bad', '{"name": "a", "kind": "local"}');
+SELECT saga.define('bad', '{"name": "a", "kind": "signal", "timout": 1}');
+SELECT count(*) FROM saga.definition WHERE name = 'bad';
+
+-- What the input must have: what no step before provides.
+CREATE FUNCTION deftest.wants(a integer, b integer) RETURNS integer LANGUAGE sql RETURN a;
+CREATE FUNCTION deftest.wants_c(c integer) RETURNS boolean LANGUAGE sql RETURN true;
+CREATE FUNCTION deftest.wants_time(d timestamptz) RETURNS timestamptz LANGUAGE sql RETURN d;
+CREATE FUNCTION deftest.wants_item(element jsonb, index integer, anything text) RETURNS void LANGUAGE sql BEGIN ATOMIC SELECT 1; END;
+SELECT saga.define('wants', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing', after => '{}'), saga.step('s', 'deftest.wants', after => '{a}'));
+SELECT saga.begin('wants', '{"a": 1}');
+SELECT saga.define('wants', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.wants', 'deftest.wants', confirmation => 'deftest.wants'));
+SELECT saga.begin('wants');
+SELECT saga.define('wants', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing', 'deftest.wants', confirmation => 'deftest.wants'));
+BEGIN;
+SELECT saga.begin('wants') > 0 AS begun;
+ROLLBACK;
+SELECT saga.define('wants', saga.step('c', 'deftest.nothing', only_if => 'deftest.wants_c'));
+SELECT saga.begin('wants');
+SELECT saga.define('wants', saga.timer_step('t', until => 'deftest.wants_time'));
+SELECT saga.begin('wants');
+SELECT saga.define('wants', saga.child_step('t', 'wants', 'deftest.wants_c'));
+SELECT saga.begin('wants');
+SELECT saga.define('wants', saga.step('t', 'deftest.wants_item', 'deftest.wants_item', foreach => 'items', only_if => 'deftest.wants_c'));
+BEGIN;
+SELECT saga.begin('wants') > 0 AS begun;
+ROLLBACK;
+SELECT saga.drop_definition('wants');
+
+-- Sagas that take turns.
+SELECT saga.define('turns', saga.step('a', 'deftest.nothing'), saga.step('b', 'deftest.nothing'));
+SELECT saga.configure('turns', exclusive => 'order.sku');
+SELECT exclusive, exclusive_until, exclusive_timeout FROM saga.definition WHERE name = 'turns';
+SELECT saga.configure('turns', exclusive_until => 'a', exclusive_timeout => '0');
+SELECT exclusive, exclusive_until, exclusive_timeout FROM saga.definition WHERE name = 'turns';
+SELECT saga.configure('turns', exclusive => 'sku');
+SELECT exclusive, exclusive_until, exclusive_timeout FROM saga.definition WHERE name = 'turns';
+SELECT saga.configure('turns', exclusive_until => '', exclusive_timeout => '10 min');
+SELECT exclusive, exclusive_until, exclusive_timeout FROM saga.definition WHERE name = 'turns';
+SELECT saga.configure('turns', exclusive_until => 'c');
+SELECT saga.configure('turns', exclusive_timeout => '-1 s');
+SELECT saga.configure('turns', exclusive_timeout => '1 month');
+SELECT saga.configure('turns', exclusive => 'a..b');
+SELECT saga.configure('turns', exclusive => '', exclusive_until => 'a');
+SELECT saga.begin('turns', '{"order": {"sku": "s"}}');
+SELECT saga.begin('turns', '{"sku": null}');
+SELECT saga.begin('turns', '{"sku": ["s"]}');
+SELECT saga.configure('turns', exclusive => '');
+SELECT exclusive, exclusive_until, exclusive_timeout FROM saga.definition WHERE name = 'turns';
+SELECT saga.configure('turns', exclusive_until => 'a');
+SELECT saga.configure('turns', exclusive_timeout => '1 h');
+SET ROLE regress_saga_bob;
+SELECT saga.configure('turns', exclusive => 'sku', exclusive_until => 'c');
+RESET ROLE;
+SELECT saga.drop_definition(name) FROM (VALUES ('turns'), ('shape')) v(name);
 
 -- A definition as large as they get.
 SELECT saga.define('large', VARIADIC array_agg(saga.step('step ' || n, 'deftest.nothing', 'deftest.nothing') ORDER BY n))

@@ -52,7 +52,7 @@ CALL saga.run(:stuck);
 DELETE FROM foreground_test.note;
 SELECT count(saga.begin('fore_write', jsonb_build_object('what', n))) FROM generate_series(1, 10) n;
 CALL saga.recover(max => 3);
-SELECT status, count(*) FROM saga.sagas WHERE saga_id > :stuck GROUP BY status ORDER BY status;
+SELECT status, count(*) FROM saga.sagas WHERE saga_id > :stuck AND saga_id < 9000000 GROUP BY status ORDER BY status;
 CALL saga.recover(time_budget => '0');
 CALL saga.recover();
 CALL saga.recover();

@@ -97,6 +97,7 @@ INSERT INTO security.attack (command) VALUES
     ('SELECT * FROM saga.attempt'),
     ('SELECT * FROM saga.history'),
     ('SELECT * FROM saga.message'),
+    ('SELECT * FROM saga.branch'),
     ('SELECT * FROM saga.key'),
     ('SELECT * FROM saga.lock'),
     ('SELECT * FROM saga.alert'),
@@ -147,6 +148,10 @@ INSERT INTO security.attack (command) VALUES
     ('SELECT saga.retry(9000000)'),
     ('SELECT saga.skip(9000000)'),
     ('SELECT saga.abandon(9000000)'),
+    ('SELECT saga.signal(9000000, ''pay'')'),
+    ('SELECT saga.signal(''sec_victim'', ''secret key'', ''pay'')'),
+    ('INSERT INTO saga.branch (id, saga_id, role, element, attempt, operation, slot, step, round) VALUES (1, 9000000, 10, 0, 1, ''action'', 0, 0, 0)'),
+    ('DELETE FROM saga.lock'),
     ('SELECT saga.define(''sec_victim'', saga.step(''a'', ''security.run_attack''))'),
     ('SELECT saga.configure(''sec_victim'', enabled => false)'),
     ('SELECT saga.drop_definition(''sec_victim'', force => true)'),
@@ -156,6 +161,10 @@ INSERT INTO security.attack (command) VALUES
     ('SELECT saga.begin(''sec_victim'', ''{"card": "x"}'', key => ''secret key'')'),
     ('SELECT saga.begin(''sec_victim'', ''{"card": "x"}'', trust_definition => true)'),
     ('SELECT 1 / (count(*) - count(*)) FROM saga.workers_raw() WHERE role <> (SELECT oid FROM pg_roles WHERE rolname = current_user) HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.explain_raw(9000000) HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.explain_tree(9000000, 9000000) HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.explain(9000000) HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.locks WHERE owner <> current_user HAVING count(*) > 0'),
     ('SELECT pg_terminate_backend(pid) FROM saga.workers WHERE process = ''launcher''');
 
 SET ROLE regress_saga_mallory;
@@ -787,14 +796,14 @@ WHERE relnamespace = 'saga'::regnamespace AND grantee = 'regress_saga_mallory'::
 SELECT proname, count(*) FROM pg_proc, aclexplode(proacl)
 WHERE pronamespace = 'saga'::regnamespace AND grantee = 'regress_saga_mallory'::regrole AND NOT is_grantable GROUP BY 1 ORDER BY 1;
 -- SECURITY DEFINER, triggers, rules, policies, deferrable constraints, index
--- expressions: there are none.  SQL of ours has its search_path pinned, but for
+-- expressions but PostgreSQL's own: there are none.  SQL of ours has its search_path pinned, but for
 -- these, in which every name is qualified.
 SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'saga'::regnamespace AND prosecdef;
 SELECT tgname FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = 'saga'::regnamespace;
 SELECT rulename FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class WHERE relnamespace = 'saga'::regnamespace AND rulename <> '_RETURN';
 SELECT relname FROM pg_class WHERE relnamespace = 'saga'::regnamespace AND (relrowsecurity OR relhastriggers);
 SELECT conname FROM pg_constraint WHERE connamespace = 'saga'::regnamespace AND condeferrable;
-SELECT indexrelid::regclass FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'saga'::regnamespace AND indexprs IS NOT NULL;
+SELECT indexrelid::regclass, pg_get_expr(indexprs, indrelid) AS expression FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'saga'::regnamespace AND indexprs IS NOT NULL;
 SELECT relname FROM pg_class WHERE relnamespace = 'saga'::regnamespace AND relkind = 'v' AND NOT 'security_barrier=true' = ANY (coalesce(reloptions, '{}'));
 SELECT DISTINCT relowner = extowner AS owned_by_extension FROM pg_class, pg_extension WHERE relnamespace = 'saga'::regnamespace AND extname = 'saga';
 SELECT proname FROM pg_proc JOIN pg_language l ON l.oid = prolang

@@ -97,5 +97,32 @@ LANGUAGE sql AS $$
     FROM saga.attempts a WHERE a.saga_id = id ORDER BY a.started_at, a.attempt
 $$;
 
+-- A step for tests of control flow: it writes what it did, and fails when the
+-- input says so: "fail" names operations ("action charge", with its position for
+-- an element: "action charge 2"), each with how often they fail (0 = always).
+CREATE TABLE saga_test.log (n bigint GENERATED ALWAYS AS IDENTITY, saga_id bigint, what text);
+GRANT SELECT, INSERT ON saga_test.log TO PUBLIC;
+CREATE FUNCTION saga_test.act(context jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+DECLARE
+    me text := concat_ws(' ', context ->> 'operation', context ->> 'step', context ->> 'index');
+    times integer := context #>> ARRAY['input', 'fail', me];
+BEGIN
+    INSERT INTO saga_test.log (saga_id, what) VALUES ((context ->> 'saga_id')::bigint, me);
+    IF times = 0 OR (context ->> 'attempt')::integer <= times THEN
+        RAISE EXCEPTION '% failed', me;
+    END IF;
+    RETURN coalesce(context -> 'element', to_jsonb(me));
+END
+$$;
+-- What was done, in order; and without order, where branches ran at the same time.
+CREATE FUNCTION saga_test.log(id bigint) RETURNS text LANGUAGE sql
+    AS 'SELECT string_agg(what, '', '' ORDER BY n) FROM saga_test.log WHERE saga_id = id';
+CREATE FUNCTION saga_test.log_sorted(id bigint) RETURNS text LANGUAGE sql
+    AS 'SELECT string_agg(what, '', '' ORDER BY what COLLATE "C") FROM saga_test.log WHERE saga_id = id';
+-- Was one thing done before the other?
+CREATE FUNCTION saga_test.in_order(id bigint, VARIADIC steps text[]) RETURNS boolean LANGUAGE sql AS $$
+    SELECT array_agg(l.what ORDER BY l.n) = steps FROM saga_test.log l WHERE l.saga_id = id AND l.what = ANY (steps)
+$$;
+
 -- The workers are there.
 SELECT process, state, reason FROM saga.workers WHERE process = 'launcher';

@@ -147,6 +147,19 @@ SELECT saga_test.outcome(:goes), saga_test.outcome(:renamed), saga_test.outcome(
 SELECT definition, a.step, attempt, passing, sqlstate, message, a.detail, hint FROM saga.attempts a JOIN saga.sagas USING (saga_id)
 WHERE saga_id IN (:goes, :renamed, :set, :revoked) ORDER BY saga_id;
 SELECT what FROM steps_test.note;
+-- So it is with what says whether, and until when.
+CREATE FUNCTION steps_test.whether() RETURNS boolean LANGUAGE sql RETURN true;
+CREATE FUNCTION steps_test.when() RETURNS interval LANGUAGE sql RETURN '0'::interval;
+CREATE FUNCTION steps_test.goes(a integer) RETURNS integer LANGUAGE sql RETURN a;
+SELECT saga.define('steps_whether', saga.step('s', 'steps_test.goes', only_if => 'steps_test.whether'));
+SELECT saga.define('steps_when', saga.timer_step('s', until => 'steps_test.when'));
+DROP FUNCTION steps_test.whether, steps_test.when;
+CREATE FUNCTION steps_test.whether() RETURNS integer LANGUAGE sql RETURN 1;
+CREATE FUNCTION steps_test.when() RETURNS time LANGUAGE sql RETURN '12:00'::time;
+SELECT saga.begin('steps_whether', '{"a": 1}') AS whether, saga.begin('steps_when') AS when \gset
+SELECT saga_test.outcome(:whether), saga_test.outcome(:when);
+SELECT definition, a.step, attempt, passing, sqlstate, message, a.detail, hint FROM saga.attempts a JOIN saga.sagas USING (saga_id)
+WHERE saga_id IN (:whether, :when) ORDER BY saga_id;
 
 ------------------------------------------------------------------------------
 -- Results

@@ -27,6 +27,8 @@ SELECT saga.define('verbs_stuck', saga.step('first', 'verbs_test.act', 'verbs_te
 SELECT saga.define('verbs_stuck_forward', saga.step('first', 'verbs_test.act', pivot => true), saga.step('fail', 'verbs_test.fail', retry => saga.retry_policy(1)), saga.step('last', 'verbs_test.act'));
 SELECT saga.define('verbs_ends', saga.step('first', 'verbs_test.act'));
 SELECT saga.define('verbs_fails', saga.step('fail', 'verbs_test.fail'));
+SELECT saga.define('verbs_parent', saga.child_step('child', 'verbs_ends'), saga.step('wait', 'verbs_test.wait'));
+SELECT saga.define('verbs_confirms', saga.step('try', 'verbs_test.act', 'verbs_test.undo', confirmation => 'verbs_test.wait'));
 
 -- Bring a saga of each state into being.
 CREATE FUNCTION verbs_test.start(state text) RETURNS bigint LANGUAGE sql AS $$
@@ -39,6 +41,8 @@ CREATE FUNCTION verbs_test.start(state text) RETURNS bigint LANGUAGE sql AS $$
         WHEN 'stuck, past its pivot' THEN saga.begin('verbs_stuck_forward')
         WHEN 'paused' THEN saga.begin('verbs_waits')
         WHEN 'paused, going back' THEN saga.begin('verbs_back')
+        WHEN 'held' THEN saga.begin('verbs_parent')
+        WHEN 'waiting, being confirmed' THEN saga.begin('verbs_confirms')
         WHEN 'completed' THEN saga.begin('verbs_ends')
         WHEN 'compensated' THEN saga.begin('verbs_fails')
         WHEN 'abandoned' THEN saga.begin('verbs_waits')
@@ -50,6 +54,9 @@ BEGIN
     COMMIT;
     IF state LIKE 'waiting%' OR state LIKE 'paused%' OR state IN ('scheduled', 'abandoned') THEN
         PERFORM saga_test.waits_for(id);
+    ELSIF state = 'held' THEN
+        PERFORM saga_test.wait_until(format('(SELECT waiting_for = ''next attempt'' FROM saga.sagas WHERE saga_id = %s)', id), 'the parent to wait', id);
+        id := (SELECT saga_id FROM saga.sagas WHERE parent_id = id);
     ELSE
         PERFORM saga_test.outcome(id);
     END IF;
@@ -84,6 +91,8 @@ BEGIN
         EXCEPTION WHEN OTHERS THEN
             GET STACKED DIAGNOSTICS m = MESSAGE_TEXT, d = PG_EXCEPTION_DETAIL, h = PG_EXCEPTION_HINT, s = RETURNED_SQLSTATE;
             m := replace(m, id::text, 'N');
+            d := regexp_replace(d, 'saga \d+', 'saga P');
+            h := regexp_replace(h, 'cancel\(\d+', 'cancel(P');
         END;
         COMMIT;
         IF m IS NULL THEN
@@ -106,6 +115,8 @@ CALL verbs_test.ask_all('stuck');
 CALL verbs_test.ask_all('stuck, past its pivot');
 CALL verbs_test.ask_all('paused');
 CALL verbs_test.ask_all('paused, going back');
+CALL verbs_test.ask_all('waiting, being confirmed');
+CALL verbs_test.ask_all('held');
 CALL verbs_test.ask_all('completed');
 CALL verbs_test.ask_all('compensated');
 CALL verbs_test.ask_all('abandoned');
@@ -272,6 +283,117 @@ EXCEPTION WHEN object_not_in_prerequisite_state THEN
 END
 $$;
 SELECT saga.cancel(:id) = :id AS cancelled;
+
+
+-- Elements of a step.
+CREATE FUNCTION verbs_test.each(context jsonb) RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    IF context ->> 'element' = 'later' THEN
+        PERFORM saga.retry_later('1 day');
+    END IF;
+    RETURN context -> 'index';
+END
+$$;
+SELECT saga.define('verbs_each', saga.step('each', 'verbs_test.each', foreach => 'items'), saga.step('after', 'verbs_test.each', foreach => 'each'));
+SELECT saga.begin('verbs_each', '{"items": ["later", 1, "later"]}') AS id \gset
+SELECT saga_test.waits_for(:id);
+\set VERBOSITY default
+SELECT saga.retry(:id, element => 1);
+\echo :LAST_ERROR_SQLSTATE
+SELECT saga.skip(:id, step => 'each', element => -1);
+\echo :LAST_ERROR_SQLSTATE
+DO $$
+DECLARE
+    id bigint := (SELECT saga_id FROM saga.sagas WHERE definition = 'verbs_each');
+    attempt record;
+    d text;
+BEGIN
+    FOR attempt IN SELECT * FROM (VALUES ('each', 3), ('each', 1), ('after', 0)) x(step, element) LOOP
+        BEGIN
+            PERFORM saga.skip(id, 'why', attempt.step, attempt.element);
+        EXCEPTION WHEN OTHERS THEN
+            GET STACKED DIAGNOSTICS d = PG_EXCEPTION_DETAIL;
+            RAISE NOTICE '% %: % % (%)', attempt.step, attempt.element, SQLSTATE, replace(SQLERRM, id::text, 'N'), d;
+        END;
+    END LOOP;
+END
+$$;
+SELECT saga.skip(:id, 'the last', 'each', 2) = :id AS skipped;
+SELECT step, element, outcome FROM saga.requests WHERE saga_id = :id;
+SELECT saga_test.wait_until(format('(SELECT status = ''skipped'' FROM saga.steps WHERE saga_id = %s AND element = 2)', :id), 'it to be skipped', :id);
+SELECT element, status FROM saga.steps WHERE saga_id = :id AND step = 'each' ORDER BY 1;
+SELECT saga.skip(:id, 'whichever it is', 'each') = :id AS skipped;
+SELECT saga_test.outcome(:id);
+
+-- Signals: how each is refused.
+SELECT saga.define('verbs_signal', saga.timer_step('first', '1 day'), saga.signal_step('approved'), saga.signal_step('paid', '1 day', otherwise => '0'));
+SELECT saga.define('verbs_signalled', saga.signal_step('approved'), saga.signal_step('paid', '20 ms', otherwise => '0'), saga.step('wait', 'verbs_test.wait', 'verbs_test.wait'));
+CREATE FUNCTION verbs_test.signal(id bigint, signal text) RETURNS TABLE (answer text, detail text, hint text) LANGUAGE plpgsql AS $$
+BEGIN
+    answer := saga.signal(id, signal, '1');
+    RETURN NEXT;
+EXCEPTION WHEN OTHERS THEN
+    GET STACKED DIAGNOSTICS answer = MESSAGE_TEXT, detail = PG_EXCEPTION_DETAIL, hint = PG_EXCEPTION_HINT;
+    answer := SQLSTATE || ' ' || replace(answer, id::text, 'N');
+    detail := regexp_replace(replace(detail, id::text, 'N'), '\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(\.\d+)?[-+]\d\d', 'TIME');
+    RETURN NEXT;
+END
+$$;
+SELECT saga.begin('verbs_signal', key => 'a key') AS id \gset
+SELECT * FROM verbs_test.signal(:id, 'nothing');
+SELECT * FROM verbs_test.signal(:id, 'first');
+SELECT * FROM verbs_test.signal(:done_id, 'first');
+SELECT * FROM verbs_test.signal(0, 'approved');
+SELECT saga.signal(NULL::bigint, 'approved');
+SELECT saga.signal(:id, 'approved', on_duplicate => NULL);
+SELECT saga.signal(:id, 'approved', on_duplicate => 'return');
+SELECT saga.signal('verbs_signal', NULL, 'approved');
+SELECT saga.signal(NULL, 'a key', 'approved');
+SELECT saga.signal('verbs_signal', 'no such key', 'approved');
+SELECT saga.signal('no such definition', 'a key', 'approved');
+-- A second one: in the same transaction, before it is acted upon, while it is kept.
+BEGIN;
+SELECT * FROM verbs_test.signal(:id, 'approved');
+SELECT * FROM verbs_test.signal(:id, 'approved');
+SELECT saga.signal('verbs_signal', 'a key', 'approved', '2'::jsonb, 'ignore');
+ROLLBACK;
+SELECT saga.signal('verbs_signal', 'a key', 'approved', '3'::jsonb);
+SELECT saga_test.wait_until(format('NOT EXISTS (SELECT FROM saga.requests WHERE saga_id = %s AND outcome = ''pending'')', :id), 'it to be kept', :id);
+SELECT * FROM verbs_test.signal(:id, 'approved');
+SELECT status, result FROM saga.steps WHERE saga_id = :id AND step = 'approved';
+SELECT detail FROM saga.explain(:id) WHERE topic = 'action of approved';
+-- Members may, and others do not even learn that there is a saga with this key.
+SET ROLE regress_saga_other;
+SELECT * FROM verbs_test.signal(:id, 'paid');
+SELECT saga.signal('verbs_signal', 'a key', 'paid');
+SELECT saga.signal('verbs_signal', 'no such key', 'paid');
+SET ROLE regress_saga_monitor;
+SELECT saga.signal(:id, 'paid');
+SET ROLE regress_saga_operator;
+SELECT saga.signal('verbs_signal', 'a key', 'paid', 'null'::jsonb);
+SET ROLE regress_saga_owner;
+-- Its answer has been given, or its time is over.
+SELECT saga.begin('verbs_signalled') AS late \gset
+SELECT * FROM verbs_test.signal(:late, 'approved');
+SELECT saga_test.wait_until(format('(SELECT waiting_for = ''next attempt'' FROM saga.sagas WHERE saga_id = %s)', :late), 'the last step', :late);
+SELECT * FROM verbs_test.signal(:late, 'approved');
+SELECT * FROM verbs_test.signal(:late, 'paid');
+SELECT saga.signal(:late, 'paid', '1', on_duplicate => 'ignore');
+SELECT step, result FROM saga.steps WHERE saga_id = :late ORDER BY position;
+-- It has been asked to go back; it has ended.
+SELECT saga.pause(:id) = :id AS paused;
+BEGIN;
+SELECT saga.cancel(:id) = :id AS cancelled;
+SELECT * FROM verbs_test.signal(:id, 'paid');
+ROLLBACK;
+SELECT saga.abandon(:id) = :id AS abandoned;
+SELECT saga_test.outcome(:id);
+SELECT * FROM verbs_test.signal(:id, 'paid');
+SELECT verb, step, outcome, requested_by FROM saga.requests WHERE saga_id = :id ORDER BY id;
+BEGIN READ ONLY;
+SELECT saga.signal(:late, 'paid');
+ROLLBACK;
+SELECT count(saga.abandon(saga_id)) > 0 AS cleaned FROM saga.sagas WHERE definition LIKE 'verbs%' AND finished_at IS NULL;
 
 SELECT count(*) > 0 AS ended FROM saga_test.all_ended('verbs%');
 RESET ROLE;

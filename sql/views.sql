@@ -105,6 +105,7 @@ SELECT count(*) FROM saga.sagas WHERE saga_id = :other;
 SELECT count(*) FROM saga.saga;
 SELECT count(*) FROM saga.saga_0;
 SELECT count(*) FROM saga.message;
+SELECT count(*) FROM saga.branch;
 SET ROLE regress_saga_monitor;
 SELECT count(*) FROM saga.step;
 SET ROLE regress_saga_owner;
@@ -336,6 +337,125 @@ SELECT saga_test.wait_until(format('(SELECT waiting_for = ''next attempt'' FROM 
 SELECT max_running FROM saga.definitions WHERE name = 'views_one';
 SELECT count(saga.abandon(saga_id)) FROM saga.sagas WHERE definition LIKE 'views_one' AND finished_at IS NULL;
 SELECT * FROM saga_test.all_ended('views_one');
+
+------------------------------------------------------------------------------
+-- Every shape of control flow, as the views and saga.explain() show it
+------------------------------------------------------------------------------
+
+-- Branches may run in several workers, so ids are hidden too.
+CREATE FUNCTION views_test.explain_shape(id bigint) RETURNS TABLE (topic text, detail text) LANGUAGE sql AS $$
+    SELECT topic, regexp_replace(regexp_replace(detail, 'saga \d+', 'saga N', 'g'), '^\d+ of views', 'N of views') FROM views_test.explain(id)
+$$;
+CREATE FUNCTION views_test.no() RETURNS boolean LANGUAGE sql RETURN false;
+CREATE FUNCTION views_test.each(context jsonb) RETURNS jsonb LANGUAGE plpgsql AS $$
+BEGIN
+    IF context #>> '{element,do}' = 'later' THEN
+        PERFORM saga.retry_later('1 day', 'not yet');
+    ELSIF context #>> '{element,do}' = 'fail' THEN
+        RAISE EXCEPTION 'element % failed', context -> 'index';
+    END IF;
+    RETURN context -> 'index';
+END
+$$;
+SELECT saga.define('views_graph',
+    saga.step('first', 'views_test.act', 'views_test.undo', after => '{}'),
+    saga.step('pack', 'views_test.each', 'views_test.each', after => '{first}', foreach => 'items', parallel => 20, quorum => 3),
+    saga.step('abroad', 'views_test.act', after => '{first}', only_if => 'views_test.no'),
+    saga.signal_step('approved', '3 days', otherwise => '{"by": "nobody"}', after => '{first}'),
+    saga.timer_step('cool_off', '14 days', after => '{first}'),
+    saga.step('try', 'views_test.act', 'views_test.undo', confirmation => 'views_test.act', after => '{first}', exclusive => 'sku', exclusive_until => 'last', exclusive_timeout => '5 min'),
+    saga.step('last', 'views_test.act', after => '{pack,abroad,approved,cool_off,try}'));
+SELECT position, step, kind, after, only_if, foreach, parallel, quorum, wait, otherwise FROM saga.definition_steps WHERE definition = 'views_graph' ORDER BY position;
+SELECT step, confirmation, confirmation_timeout, confirmation_retry ->> 'max_attempts' AS attempts, exclusive, exclusive_until, exclusive_timeout FROM saga.definition_steps WHERE definition = 'views_graph' AND exclusive IS NOT NULL;
+SELECT saga.begin('views_graph', '{"sku": "A", "items": [{}, {"do": "later"}, {"do": "fail"}, {"do": "later"}, {"do": "later"}, {"do": "later"}, {"do": "later"}, {"do": "later"}, {"do": "later"}, {"do": "later"}, {"do": "later"}]}') AS id \gset
+SELECT saga_test.wait_until(format('(SELECT count(*) = 16 FROM saga.steps WHERE saga_id = %s AND status <> ''pending'' AND (status <> ''running'' OR step IN (''approved'', ''cool_off'')))', :id), 'all branches', :id);
+SELECT * FROM views_test.explain_shape(:id);
+SELECT position, step, operation, element, round, status, next_attempt_at IS NOT NULL AS again, waits_until IS NOT NULL AS until, cancelled, surplus, unknown FROM saga.steps WHERE saga_id = :id AND (element IS NULL OR element < 4) ORDER BY position, element;
+SELECT step, operation, element, round, message FROM saga.attempts WHERE saga_id = :id;
+SELECT lock, status, step, until_step FROM saga.locks WHERE saga_id = :id;
+-- One that waits for the lock, and then for the signal.
+SELECT saga.begin('views_graph', '{"sku": "A", "items": [{}, {}, {}]}', deadline => clock_timestamp() + interval '1 day') AS second \gset
+SELECT saga_test.wait_until(format('(SELECT count(*) = 7 FROM saga.steps WHERE saga_id = %1$s AND status <> ''pending'' AND (status <> ''running'' OR step IN (''approved'', ''cool_off''))) AND EXISTS (SELECT FROM saga.locks WHERE saga_id = %1$s)', :second), 'all branches', :second);
+SELECT * FROM views_test.explain_shape(:second) WHERE topic NOT LIKE 'action%' OR topic = 'action of try' OR topic = 'action of pack';
+SELECT saga.signal(:second, 'approved', '{"by": "Ada"}') AS signalled;
+SELECT saga_test.wait_until(format('(SELECT status = ''succeeded'' FROM saga.steps WHERE saga_id = %s AND step = ''approved'')', :second), 'the signal to arrive', :second);
+SELECT verb, step, element, outcome FROM saga.requests WHERE saga_id = :second;
+SELECT saga.cancel(:second) = :second AS cancelled;
+SELECT saga_test.outcome(:second);
+SELECT * FROM views_test.explain_shape(:second);
+-- People decide about elements: the quorum is reached.
+SELECT saga.skip(:id, 'by hand', 'pack', 2);
+SELECT saga.skip(:id, 'by hand', 'pack', element) = :id AS skipped FROM unnest(ARRAY[1, 3]) element;
+SELECT saga_test.wait_until(format('NOT EXISTS (SELECT FROM saga.requests WHERE saga_id = %s AND outcome = ''pending'')', :id), 'the requests to be applied', :id);
+SELECT verb, step, element, outcome FROM saga.requests WHERE saga_id = :id ORDER BY id;
+SELECT * FROM views_test.explain_shape(:id) WHERE topic = 'action of pack' OR topic = 'lock';
+SELECT saga.cancel(:id) = :id AS cancelled;
+SELECT saga_test.outcome(:id);
+SELECT * FROM views_test.explain_shape(:id) WHERE topic LIKE 'compensation%';
+
+-- Several operations are stuck; the result of a foreach step.
+SELECT saga.define('views_each', saga.step('first', 'views_test.act', pivot => true), saga.step('each', 'views_test.each', foreach => 'items', retry => saga.retry_policy(1)));
+SELECT saga.begin('views_each', '{"items": [{}, {"do": "fail"}, {}, {"do": "fail"}, {}]}') AS id \gset
+SELECT saga_test.wait_until(format('(SELECT operations = 2 FROM saga.stuck WHERE saga_id = %s)', :id), 'both to get stuck', :id);
+SELECT step, operation, element, operations, attempts, last_error ->> 'message' AS error, cause IS NOT NULL AS cause FROM saga.stuck WHERE saga_id = :id;
+SELECT * FROM views_test.explain_shape(:id) WHERE topic <> 'cause';
+SELECT saga.skip(saga_id, 'by hand', step, element) = :id AS skipped FROM saga.stuck WHERE saga_id = :id;
+SELECT saga_test.wait_until(format('(SELECT operations = 1 FROM saga.stuck WHERE saga_id = %s)', :id), 'one to be decided', :id);
+SELECT step, element, operations FROM saga.stuck WHERE saga_id = :id;
+SELECT saga.skip(saga_id, 'by hand') = :id AS skipped FROM saga.stuck WHERE saga_id = :id;
+SELECT saga_test.outcome(:id);
+SELECT saga.result(:id);
+SELECT saga.begin('views_each', '{"items": []}') AS id \gset
+SELECT saga_test.outcome(:id);
+SELECT * FROM views_test.explain_shape(:id);
+SELECT saga.result(:id);
+
+-- A savepoint: rounds, another way.
+SELECT saga.define('views_savepoint',
+    saga.step('keep', 'views_test.act', 'views_test.undo', savepoint => true, and_then => 'other', recoveries => 2),
+    saga.step('try', 'views_test.act', 'views_test.undo', after => '{keep}'),
+    saga.step('fail', 'views_test.fail', after => '{try}', retry => saga.retry_policy(1)),
+    saga.step('other', 'views_test.later', after => '{keep}'),
+    saga.step('last', 'views_test.act', after => '{fail,other}'));
+SELECT step, savepoint, and_then, recoveries FROM saga.definition_steps WHERE definition = 'views_savepoint' ORDER BY position;
+SELECT saga.begin('views_savepoint') AS id \gset
+SELECT saga_test.waits_for(:id);
+SELECT * FROM views_test.explain_shape(:id);
+SELECT position, step, operation, round, status FROM saga.steps WHERE saga_id = :id ORDER BY position, round, operation;
+SELECT step, round, outcome FROM saga.attempts WHERE saga_id = :id;
+SELECT saga.skip(:id) = :id AS skipped;
+SELECT saga_test.outcome(:id);
+SELECT saga.result(:id);
+
+-- Parents and children.
+SELECT saga.define('views_leaf', saga.step('leaf', 'views_test.act', 'views_test.undo'));
+SELECT saga.define('views_branch', saga.child_step('leaf', 'views_leaf'), saga.step('own', 'views_test.act', 'views_test.undo'));
+SELECT saga.define('views_root', saga.child_step('branch', 'views_branch'), saga.child_step('leaves', 'views_leaf', foreach => 'items'), saga.signal_step('go'));
+SELECT step, kind, child FROM saga.definition_steps WHERE definition = 'views_root' ORDER BY position;
+SELECT saga.begin('views_root', '{"items": [{"a": 1}, {"a": 2}]}') AS id \gset
+SELECT saga_test.wait_until(format('(SELECT waiting_for = ''signal'' FROM saga.sagas WHERE saga_id = %s)', :id), 'it to wait for its signal', :id);
+SELECT * FROM views_test.explain_shape(:id);
+SELECT definition, status, waiting_for, parent_id = :id AS child, root_id = :id AS in_tree, result FROM saga.sagas WHERE root_id = :id ORDER BY saga_id;
+SELECT saga_id AS branch FROM saga.sagas WHERE parent_id = :id AND definition = 'views_branch' \gset
+SELECT * FROM views_test.explain_shape(:branch);
+SELECT saga_id AS leaf FROM saga.sagas WHERE parent_id = :branch \gset
+SELECT * FROM views_test.explain_shape(:leaf);
+SELECT step, element, child_id IS NOT NULL AS child FROM saga.steps WHERE saga_id = :id ORDER BY position, element;
+SELECT saga.signal(:id, 'go') AS signalled;
+SELECT saga_test.outcome(:id);
+SELECT definition, status FROM saga.sagas WHERE root_id = :id ORDER BY saga_id;
+SELECT * FROM views_test.explain_shape(:id);
+-- Others see nothing of it, by whatever way.
+SET ROLE regress_saga_other;
+SELECT count(*) FROM saga.explain(:id);
+SELECT count(*) FROM saga.explain_raw(:id);
+SELECT count(*) FROM saga.explain_tree(:id, :id);
+SELECT saga.explain_pause(:id);
+SELECT count(*) FROM saga.locks;
+SET ROLE regress_saga_monitor;
+SELECT count(*) FROM saga.explain_raw(:id);
+SELECT count(*) FROM saga.explain_tree(:id, :branch);
+SET ROLE regress_saga_owner;
 
 RESET ROLE;
 SELECT count(*) FROM saga.lock;

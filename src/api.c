@@ -1,18 +1,17 @@
 /*
  * api.c
  *		The SQL-callable functions about sagas: begin, the verbs of people,
- *		waiting, the drivers in the foreground, adopt.
+ *		signals, waiting, the drivers in the foreground, adopt.
  *
- * Runs in any backend.  begin and the verbs write one row each in the caller's
- * transaction, and note whom to wake after its commit.  The procedures commit;
- * so they are refused where that is not possible.
+ * Runs in any backend.  begin, the verbs and signal write one row each in the
+ * caller's transaction, and note whom to wake after its commit.  The
+ * procedures commit; so they are refused where that is not possible.
  */
 #include "postgres.h"
 
 #include "access/htup_details.h"
 #include "access/xact.h"
 #include "catalog/pg_type.h"
-#include "common/int.h"
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "funcapi.h"
@@ -35,6 +34,8 @@
 #include "catalog.h"
 #include "compat.h"
 #include "engine.h"
+#include "locks.h"
+#include "errcodes.h"
 #include "owner.h"
 #include "store.h"
 
@@ -44,6 +45,10 @@
 #define WAIT_POLL_MS			200
 /* The longest that saga.wait_within() may hold its caller's snapshot. */
 #define WAIT_WITHIN_MAX_US		(60 * USECS_PER_SEC)
+/* So many sagas of a tree are advanced by one CALL saga.run(). */
+#define MAX_TREE				10000
+/* ... each so often, at most. */
+#define MAX_TREE_ROUNDS			10000
 
 PG_FUNCTION_INFO_V1(saga_begin);
 PG_FUNCTION_INFO_V1(saga_cancel);
@@ -52,6 +57,8 @@ PG_FUNCTION_INFO_V1(saga_resume);
 PG_FUNCTION_INFO_V1(saga_retry);
 PG_FUNCTION_INFO_V1(saga_skip);
 PG_FUNCTION_INFO_V1(saga_abandon);
+PG_FUNCTION_INFO_V1(saga_signal);
+PG_FUNCTION_INFO_V1(saga_signal_by_key);
 PG_FUNCTION_INFO_V1(saga_wait);
 PG_FUNCTION_INFO_V1(saga_wait_within);
 PG_FUNCTION_INFO_V1(saga_run);
@@ -130,29 +137,6 @@ parse_on_duplicate(const char *word)
 			errhint("Valid values are \"return\", \"error\" and \"new\"."));
 }
 
-/* What the steps need and nothing provides is an error now, not in an hour. */
-static void
-check_input(const SagaDefinition *definition, Jsonb *input)
-{
-	if (!JB_ROOT_IS_OBJECT(input))
-		ereport(ERROR,
-				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				errmsg("input of a saga must be a JSON object"));
-	for (int i = 0; i < definition->nrequired; i++)
-	{
-		const char *name = definition->required[i];
-		JsonbValue	value;
-
-		if (getKeyJsonValueFromContainer(&input->root, name, strlen(name),
-										 &value) == NULL)
-			ereport(ERROR,
-					errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-					errmsg("input of saga definition \"%s\" lacks \"%s\"",
-						   definition->name, name),
-					errdetail("A step function has a parameter of this name, without a default, and no earlier step is named so."));
-	}
-}
-
 static TimestampTz
 time_argument(FunctionCallInfo fcinfo, int n, const char *name)
 {
@@ -197,25 +181,6 @@ check_traceparent(const char *traceparent)
 				errhint("It looks like 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01."));
 }
 
-/* What the definition says, counted from the start; 0 if it says nothing. */
-static TimestampTz
-default_deadline(const SagaDefinition *definition, TimestampTz start_at)
-{
-	TimestampTz deadline;
-
-	if (definition->deadline == 0)
-		return 0;
-	if (pg_add_s64_overflow(Max(start_at, GetCurrentTimestamp()),
-							definition->deadline, &deadline) ||
-		!IS_VALID_TIMESTAMP(deadline))
-		ereport(ERROR,
-				errcode(ERRCODE_DATETIME_VALUE_OUT_OF_RANGE),
-				errmsg("deadline of the saga is out of range"),
-				errdetail("Saga definition \"%s\" sets it relative to the start.",
-						  definition->name));
-	return deadline;
-}
-
 /*
  * saga.begin(definition, input, key, start_at, deadline, traceparent,
  *			  on_duplicate, trust_definition) returns the id of the saga.
@@ -236,15 +201,17 @@ saga_begin(PG_FUNCTION_ARGS)
 	require_argument(fcinfo, 6, "on_duplicate");
 	saga_catalog_forget_old();
 	definition = saga_catalog_for_begin(text_argument(fcinfo, 0),
-										!PG_ARGISNULL(7) && PG_GETARG_BOOL(7));
+										!PG_ARGISNULL(7) && PG_GETARG_BOOL(7),
+										true);
 	input = PG_GETARG_JSONB_P(1);
-	check_input(definition, input);
+	/* what the steps need and nothing provides is an error now, not in an hour */
+	saga_definition_check_input(definition, input);
 	if (key != NULL)
 		check_key(key);
 	if (traceparent != NULL)
 		check_traceparent(traceparent);
 	if (PG_ARGISNULL(4))
-		deadline = default_deadline(definition, start_at);
+		deadline = saga_definition_deadline(definition, start_at);
 	else if (deadline <= Max(start_at, GetCurrentTimestamp()))
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -287,6 +254,21 @@ find_saga(int64 id)
 	return saga;
 }
 
+/* Why a saga of this definition may only go forward. */
+static const char *
+no_way_back(const SagaDefinition *definition)
+{
+	bool		confirms = false;
+
+	for (int i = 0; i < definition->rules.nsteps; i++)
+		confirms |= definition->rules.steps[i].has_confirmation;
+	if (!confirms)
+		return "Its pivot has succeeded: it can only go forward.";
+	if (!definition->has_pivot)
+		return "It is being confirmed: it can only go forward.";
+	return "Its pivot has succeeded, or it is being confirmed: it can only go forward.";
+}
+
 /* Why a verb is refused, as DETAIL; the hint says what to do instead. */
 static void
 refuse(const char *verb, const Saga *saga, SagaVerdict verdict)
@@ -304,11 +286,17 @@ refuse(const char *verb, const Saga *saga, SagaVerdict verdict)
 							  status);
 			break;
 		case SAGA_VERDICT_PIVOT:
-			detail = "Its pivot has succeeded: it can only go forward.";
+			detail = no_way_back(saga->definition);
 			hint = "Use retry, skip or abandon if it is stuck.";
 			break;
 		case SAGA_VERDICT_BACKWARD:
 			detail = "It is compensating already.";
+			break;
+		case SAGA_VERDICT_HELD:
+			detail = psprintf("The saga is done, and waits for its parent, saga %lld.",
+							  (long long) saga->parent_id);
+			hint = psprintf("Use saga.cancel(%lld) to let the parent go back, and this one with it.",
+							(long long) saga->parent_id);
 			break;
 		case SAGA_VERDICT_NOT_PAUSED:
 			detail = psprintf("The saga has status \"%s\", not \"paused\".",
@@ -336,42 +324,117 @@ refuse(const char *verb, const Saga *saga, SagaVerdict verdict)
 			hint ? errhint("%s", hint) : 0);
 }
 
+/* Its rows have no meaning: nothing but abandon can help. */
+static void
+refuse_broken(const char *verb, const Saga *saga)
+{
+	ereport(ERROR,
+			errcode(ERRCODE_DATA_CORRUPTED),
+			errmsg("cannot %s saga %lld", verb, (long long) saga->ref.id),
+			errdetail("Its rows are not consistent: %s.", saga->broken),
+			errhint("Use saga.abandon()."));
+}
+
+/* Make the saga what it will be when what people asked of it has been acted
+ * upon.  Whatever is refused then changes nothing here either. */
+static void
+apply_requests(Saga *saga)
+{
+	ListCell   *cell;
+
+	foreach(cell, saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+		SagaEvent	event = {.step = -1, .element = message->element,
+		.now = GetCurrentTimestamp(), .delay = -1};
+
+		if (!saga_store_is_request(message->kind) ||
+			!saga_event_parse(message->kind, &event.kind))
+			continue;
+		if (message->step != NULL)
+			event.step = saga_definition_step(saga->definition, message->step);
+		(void) saga_machine_apply(&saga->definition->rules, &saga->state,
+								  &event);
+	}
+}
+
 /*
  * Would the saga, as it stands and after what others have asked of it, accept
  * this?  It is asked again when the engine acts on it.
  */
 static void
-check_verb(Saga *saga, const char *verb, SagaEventKind kind, int step)
+check_verb(Saga *saga, const char *verb, SagaEventKind kind, int step,
+		   int element)
 {
-	SagaEvent	event = {.kind = kind, .step = step,
+	SagaEvent	event = {.kind = kind, .step = step, .element = element,
 	.now = GetCurrentTimestamp(), .delay = -1};
-	ListCell   *cell;
 
 	if (saga->broken != NULL)
 	{
 		if (kind == SAGA_EVENT_ABANDON &&
 			!saga_status_is_final(saga->state.status))
 			return;
-		ereport(ERROR,
-				errcode(ERRCODE_DATA_CORRUPTED),
-				errmsg("cannot %s saga %lld", verb, (long long) saga->ref.id),
-				errdetail("Its rows are not consistent: %s.", saga->broken),
-				errhint("Use saga.abandon()."));
+		refuse_broken(verb, saga);
 	}
-	foreach(cell, saga->messages)
-	{
-		SagaMessage *message = lfirst(cell);
-		SagaEvent	earlier = event;
-
-		if (!saga_event_parse(message->kind, &earlier.kind))
-			continue;
-		earlier.step = message->step == NULL ? -1 :
-			saga_definition_step(saga->definition, message->step);
-		(void) saga_machine_apply(&saga->definition->rules, &saga->state,
-								  &earlier);
-	}
+	apply_requests(saga);
 	refuse(verb, saga, saga_machine_apply(&saga->definition->rules,
 										  &saga->state, &event));
+}
+
+/* Position of a step that was named by the caller. */
+static int
+find_step(const Saga *saga, const char *step)
+{
+	int			position = saga_definition_step(saga->definition, step);
+
+	if (position < 0)
+		ereport(ERROR,
+				errcode(ERRCODE_UNDEFINED_OBJECT),
+				errmsg("saga definition \"%s\" has no step \"%s\"",
+					   saga->definition->name, step));
+	return position;
+}
+
+/* The element of a foreach step that was named by the caller; -1 = any. */
+static int
+element_argument(FunctionCallInfo fcinfo, int n, const char *step)
+{
+	int			element;
+
+	if (PG_ARGISNULL(n))
+		return -1;
+	element = PG_GETARG_INT32(n);
+	if (element < 0)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("element must not be negative"),
+				errhint("The first element of a step's array has the number 0."));
+	if (step == NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("element must not be given without a step"),
+				errhint("Name the step that it is an element of."));
+	return element;
+}
+
+static void
+check_element(const Saga *saga, int step, int element)
+{
+	int			nelements = saga->state.steps[step].nelements;
+	const char *name = saga->definition->steps[step].name;
+
+	if (element < nelements)
+		return;
+	ereport(ERROR,
+			errcode(ERRCODE_UNDEFINED_OBJECT),
+			errmsg("step \"%s\" of saga %lld has no element %d", name,
+				   (long long) saga->ref.id, element),
+			nelements < 0 ? errdetail("Its elements are not known yet.") :
+			!saga->definition->rules.steps[step].foreach ?
+			errdetail("It is not a foreach step.") :
+			errdetail_plural("It has %d element, counted from 0.",
+							 "It has %d elements, counted from 0.",
+							 nelements, nelements));
 }
 
 static Datum
@@ -379,6 +442,7 @@ ask(FunctionCallInfo fcinfo, SagaEventKind kind, bool takes_step)
 {
 	const char *verb = saga_event_name(kind);
 	char	   *step = takes_step ? text_argument(fcinfo, 2) : NULL;
+	int			element = takes_step ? element_argument(fcinfo, 3, step) : -1;
 	char	   *reason = text_argument(fcinfo, 1);
 	Saga	   *saga;
 	int			position = -1;
@@ -388,17 +452,14 @@ ask(FunctionCallInfo fcinfo, SagaEventKind kind, bool takes_step)
 	check_may_write(psprintf("saga.%s()", verb));
 	saga_catalog_forget_old();
 	saga = find_saga(PG_GETARG_INT64(0));
-	if (step != NULL && saga->definition != NULL)
+	if (step != NULL && saga->broken == NULL)
 	{
-		position = saga_definition_step(saga->definition, step);
-		if (position < 0)
-			ereport(ERROR,
-					errcode(ERRCODE_UNDEFINED_OBJECT),
-					errmsg("saga definition \"%s\" has no step \"%s\"",
-						   saga->definition->name, step));
+		position = find_step(saga, step);
+		if (element >= 0)
+			check_element(saga, position, element);
 	}
-	check_verb(saga, verb, kind, position);
-	saga_store_post(saga, verb, step, reason);
+	check_verb(saga, verb, kind, position, element);
+	saga_store_post(saga, verb, step, element, reason, NULL);
 	PG_RETURN_INT64(saga->ref.id);
 }
 
@@ -436,6 +497,273 @@ Datum
 saga_abandon(PG_FUNCTION_ARGS)
 {
 	return ask(fcinfo, SAGA_EVENT_ABANDON, false);
+}
+
+
+/* ---- signals ---------------------------------------------------------------- */
+
+/* May a second signal be ignored? */
+static bool
+parse_ignores_duplicate(const char *word)
+{
+	if (strcmp(word, "ignore") == 0)
+		return true;
+	if (strcmp(word, "error") == 0)
+		return false;
+	ereport(ERROR,
+			errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+			errmsg("unrecognized value for on_duplicate: \"%s\"", word),
+			errhint("Valid values are \"error\" and \"ignore\"."));
+}
+
+/* "Its signal steps are ..." */
+static char *
+list_signal_steps(const SagaDefinition *definition)
+{
+	StringInfoData list;
+
+	initStringInfo(&list);
+	for (int i = 0; i < definition->rules.nsteps; i++)
+		if (definition->steps[i].kind == SAGA_KIND_SIGNAL)
+			appendStringInfo(&list, "%s\"%s\"", list.len > 0 ? ", " : "",
+							 definition->steps[i].name);
+	if (list.len == 0)
+		return "It has no signal step: see saga.signal_step().";
+	return psprintf("Its signal steps are %s.", list.data);
+}
+
+static int
+find_signal_step(const Saga *saga, const char *signal)
+{
+	const SagaDefinition *definition = saga->definition;
+	int			step = saga_definition_step(definition, signal);
+
+	if (step < 0)
+		ereport(ERROR,
+				errcode(ERRCODE_UNDEFINED_OBJECT),
+				errmsg("saga definition \"%s\" has no step \"%s\"",
+					   definition->name, signal),
+				errdetail("Saga %lld runs version %d of it.",
+						  (long long) saga->ref.id, definition->version),
+				errhint("%s", list_signal_steps(definition)));
+	if (definition->steps[step].kind != SAGA_KIND_SIGNAL)
+		ereport(ERROR,
+				errcode(ERRCODE_WRONG_OBJECT_TYPE),
+				errmsg("step \"%s\" of saga definition \"%s\" does not wait for a signal",
+					   signal, definition->name),
+				errdetail("It is of kind \"%s\".",
+						  saga_step_kind_name(definition->steps[step].kind)),
+				errhint("%s", list_signal_steps(definition)));
+	return step;
+}
+
+/* Does the saga go forward, or is it to, so that a signal may have its step
+ * before it? */
+static void
+check_wants_signals(const Saga *saga)
+{
+	SagaStatus	status = saga->state.status;
+
+	if (saga_status_is_final(status))
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("cannot signal saga %lld", (long long) saga->ref.id),
+				errdetail("The saga has already ended with status \"%s\".",
+						  saga_status_name(status)),
+				errhint("View saga.sagas shows the ones that have not."));
+	if (saga->state.backward && saga->state.goal < 0)
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("cannot signal saga %lld", (long long) saga->ref.id),
+				errdetail("It is compensating: its steps wait for nothing any more."),
+				errhint("Begin another saga."));
+}
+
+/*
+ * Has the step its signal, or is its time over?  Returns why, as a sentence,
+ * or NULL.  "again" is set when a signal has come before this one.
+ */
+static char *
+find_earlier_signal(const Saga *saga, int step, bool *again)
+{
+	const SagaStep *rule = &saga->definition->steps[step];
+	const SagaOpState *op;
+	const SagaOpRow *row;
+	ListCell   *cell;
+
+	*again = true;
+	foreach(cell, saga->messages)
+	{
+		const SagaMessage *message = lfirst(cell);
+
+		if (strcmp(message->kind, "signal") == 0 && message->step != NULL &&
+			strcmp(message->step, rule->name) == 0)
+			return psprintf("Role \"%s\" sent it at %s.",
+							message->requested_by,
+							timestamptz_to_str(message->created_at));
+	}
+	/* with a savepoint before it the step will be another round's */
+	if (saga->state.backward &&
+		saga_rules_is_before(&saga->definition->rules, saga->state.goal, step))
+		return NULL;
+	op = &saga->state.steps[step].elements[0].op[SAGA_OPERATION_ACTION];
+	row = &saga->ops[step][0][SAGA_OPERATION_ACTION];
+	switch (op->status)
+	{
+		case SAGA_OP_PENDING:
+		case SAGA_OP_RUNNING:
+		case SAGA_OP_WAITING:
+			return op->signalled ? pstrdup("It came before its step.") : NULL;
+		case SAGA_OP_SUCCEEDED:
+			*again = rule->fallback == NULL;
+			return psprintf(*again ? "It came at %s." :
+							"The step has had its result since %s: of a signal, or because its time was over.",
+							timestamptz_to_str(row->finished_at));
+		case SAGA_OP_FAILED:
+			*again = false;
+			return psprintf("Step \"%s\" has failed: its time is over.",
+							rule->name);
+		case SAGA_OP_SKIPPED:
+			*again = false;
+			return psprintf("Step \"%s\" was skipped.", rule->name);
+	}
+	return NULL;
+}
+
+static void
+report_duplicate_signal(const Saga *saga, const char *signal,
+						const char *detail, bool again)
+{
+	ereport(ERROR,
+			errcode(ERRCODE_SAGA_DUPLICATE_SIGNAL),
+			again ? errmsg("saga %lld already has signal \"%s\"",
+						   (long long) saga->ref.id, signal) :
+			errmsg("signal \"%s\" comes too late for saga %lld", signal,
+				   (long long) saga->ref.id),
+			errdetail("%s", detail),
+			errhint("Use on_duplicate => 'ignore' if that is to be expected."));
+}
+
+/* The signal of one who has no rights waits for nobody and keeps nobody
+ * waiting: these are asked before the others are held off. */
+static void
+check_may_signal(int64 id)
+{
+	SagaGlance	glance;
+
+	CommandCounterIncrement();	/* the caller may have begun it just now */
+	if (!saga_store_glance(id, &glance))
+		ereport(ERROR,
+				errcode(ERRCODE_UNDEFINED_OBJECT),
+				errmsg("saga %lld does not exist", (long long) id),
+				errhint("View saga.sagas has the ids of your sagas."));
+	if (!has_privs_of_role(GetUserId(), glance.role) && !is_operator())
+		ereport(ERROR,
+				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				errmsg("permission denied for saga %lld", (long long) id));
+}
+
+/* Returns false if it was a second one, which the caller wants ignored. */
+static bool
+send_signal(int64 id, const char *signal, Jsonb *payload, bool ignores_duplicate)
+{
+	Saga	   *saga;
+	char	   *earlier;
+	bool		again;
+	int			step;
+
+	saga_store_serialize_signals(id);
+	saga = find_saga(id);
+	if (saga->broken != NULL)
+		refuse_broken("signal", saga);
+	step = find_signal_step(saga, signal);
+	apply_requests(saga);
+	check_wants_signals(saga);
+	earlier = find_earlier_signal(saga, step, &again);
+	if (earlier != NULL)
+	{
+		if (ignores_duplicate)
+			return false;
+		report_duplicate_signal(saga, signal, earlier, again);
+	}
+	saga_store_post(saga, "signal", signal, -1, NULL, payload);
+	return true;
+}
+
+/* The payload; without one JSON's null. */
+static Jsonb *
+payload_argument(FunctionCallInfo fcinfo, int n)
+{
+	if (!PG_ARGISNULL(n))
+		return PG_GETARG_JSONB_P(n);
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum("null")));
+}
+
+/* saga.signal(saga_id, signal, payload, on_duplicate) */
+Datum
+saga_signal(PG_FUNCTION_ARGS)
+{
+	int64		id;
+	bool		ignores;
+
+	check_may_write("saga.signal()");
+	require_argument(fcinfo, 1, "signal");
+	require_argument(fcinfo, 3, "on_duplicate");
+	ignores = parse_ignores_duplicate(text_argument(fcinfo, 3));
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	id = PG_GETARG_INT64(0);
+	saga_catalog_forget_old();
+	check_may_signal(id);
+	PG_RETURN_BOOL(send_signal(id, text_argument(fcinfo, 1),
+							   payload_argument(fcinfo, 2), ignores));
+}
+
+/*
+ * The saga of this definition that has this key, for one who may signal it:
+ * to others a key is not even said to be there.
+ */
+static int64
+find_saga_by_key(const char *name, const char *key)
+{
+	SagaGlance	glance;
+	int64		id;
+
+	if (saga_catalog_newest(name) == NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_UNDEFINED_OBJECT),
+				errmsg("saga definition \"%s\" does not exist", name));
+	CommandCounterIncrement();
+	id = saga_store_find_key(name, key);
+	if (id == 0 || !saga_store_glance(id, &glance) ||
+		(!has_privs_of_role(GetUserId(), glance.role) && !is_operator()))
+		ereport(ERROR,
+				errcode(ERRCODE_UNDEFINED_OBJECT),
+				errmsg("saga definition \"%s\" has no saga with key \"%s\"",
+					   name, key),
+				errdetail("There is none that role \"%s\" may signal.",
+						  GetUserNameFromId(GetUserId(), false)),
+				errhint("View saga.sagas has the keys of your sagas."));
+	return id;
+}
+
+/* saga.signal(definition, key, signal, payload, on_duplicate) */
+Datum
+saga_signal_by_key(PG_FUNCTION_ARGS)
+{
+	bool		ignores;
+	int64		id;
+
+	check_may_write("saga.signal()");
+	require_argument(fcinfo, 0, "definition");
+	require_argument(fcinfo, 1, "key");
+	require_argument(fcinfo, 2, "signal");
+	require_argument(fcinfo, 4, "on_duplicate");
+	ignores = parse_ignores_duplicate(text_argument(fcinfo, 4));
+	saga_catalog_forget_old();
+	id = find_saga_by_key(text_argument(fcinfo, 0), text_argument(fcinfo, 1));
+	PG_RETURN_BOOL(send_signal(id, text_argument(fcinfo, 2),
+							   payload_argument(fcinfo, 3), ignores));
 }
 
 
@@ -679,9 +1007,80 @@ leave_foreground(void)
 	SPI_finish();
 }
 
+/* Run these, as far as they are not somebody else's; did that do anything? */
+static bool
+run_refs(SagaRef *refs, int n, SagaRunResult *result)
+{
+	int64		done = result->operations + result->finished;
+	int			mine;
+
+	CHECK_FOR_INTERRUPTS();
+	mine = n > 0 ? saga_executor_claim(refs, n) : 0;
+	if (mine > 0)
+		saga_engine_run(&foreground_driver, refs, mine, result);
+	return result->operations + result->finished > done;
+}
+
 /*
- * CALL saga.run(saga_id, INOUT status): advance one saga of the caller's own
- * until it is final or waits.
+ * Run a saga, and what it hands out to other workers, until it waits for
+ * something else; did that do anything?
+ */
+static bool
+run_saga(const SagaRef *saga, SagaRunResult *result)
+{
+	SagaGlance	before;
+	SagaGlance	after;
+	SagaRef		refs[SAGA_MAX_BATCH];
+	bool		any = false;
+	int			n;
+
+	if (!saga_store_glance(saga->id, &before))
+		return false;
+	SPI_commit();
+	do
+	{
+		refs[0] = *saga;
+		any |= run_refs(refs, 1, result);
+		n = saga_store_find_branches(saga->id, refs, SAGA_MAX_BATCH);
+		SPI_commit();
+	} while (run_refs(refs, n, result));
+	/* the end of a child is an event for its parent, with no attempt made */
+	return any ||
+		(saga_store_glance(saga->id, &after) && after.status != before.status);
+}
+
+/*
+ * Run a saga and its children, and theirs, until a look at all of them brings
+ * nothing about.  Parents come first: one that has just begun a child, or has
+ * let it go, finds it further down.
+ */
+static void
+run_tree(const SagaRef *root, SagaRunResult *result)
+{
+	SagaRef    *tree = palloc(MAX_TREE * sizeof(SagaRef));
+	bool		any = true;
+
+	for (int round = 0; any && round < MAX_TREE_ROUNDS; round++)
+	{
+		int			n = 1;
+
+		any = false;
+		tree[0] = *root;
+		for (int i = 0; i < n; i++)
+		{
+			any |= run_saga(&tree[i], result);
+			n += saga_store_find_children(tree[i].id, &tree[n], MAX_TREE - n);
+			SPI_commit();
+		}
+		if (n == 1)
+			break;				/* nobody can have left it anything to do */
+	}
+	pfree(tree);
+}
+
+/*
+ * CALL saga.run(saga_id, INOUT status): advance one saga of the caller's own,
+ * with its children, until it is final or waits.
  */
 Datum
 saga_run(PG_FUNCTION_ARGS)
@@ -708,8 +1107,7 @@ saga_run(PG_FUNCTION_ARGS)
 					errdetail("A step runs in a session of the role that began the saga."));
 		ref = saga->ref;
 		SPI_commit();
-		if (saga_executor_claim(&ref, 1) == 1)
-			saga_engine_run(&foreground_driver, &ref, 1, &result);
+		run_tree(&ref, &result);
 		if (!saga_store_glance(ref.id, &glance))
 			glance.status = SAGA_STATUS_ABANDONED;
 	}
@@ -817,6 +1215,7 @@ saga_adopt(PG_FUNCTION_ARGS)
 	check_may_write("saga.adopt()");
 	values[0] = Int64GetDatum(saga_store_adopt(&unbound));
 	saga_catalog_adopt();
+	saga_locks_adopt();
 	names = palloc((list_length(unbound) + 1) * sizeof(Datum));
 	foreach(cell, unbound)
 		names[n++] = CStringGetTextDatum(lfirst(cell));

@@ -10,7 +10,9 @@
  * planned and initialized as the executor would do it for a query of the role:
  * so privileges, STRICT, defaults, SET clauses and SECURITY DEFINER are as in
  * a query.  It is prepared once per transaction and operation of a definition
- * and thrown away after an error, or when what it was made of was changed.
+ * and thrown away after an error, or when what it was made of was changed.  The
+ * condition of an action is such an expression too, and evaluated first; a
+ * condition and the function of a timer are called without to_jsonb().
  * Whatever may run user code (looking up the function, planning, defaults,
  * converting arguments and result, deferred triggers, closing cursors) happens
  * inside the subtransaction, under the timeout, within a nest level of settings.
@@ -21,19 +23,18 @@
  * the timer ticks, to see the end of the batch's time and waits for locks.  It
  * is disarmed, and a cancel of ours that nobody took is cleared, before the
  * subtransaction ends: the engine's statements and the commit never see one.
- * saga.fail() and saga.retry_later() set a flag in the same way.  Of two flags
- * the first one counts.
+ * saga.fail(), saga.retry_later() and saga.lock() set a flag in the same way.
+ * Of two flags the first one counts.
  *
  * Nothing here outlives the process, so nothing needs to survive its death:
  * what the operation did is gone with the transaction.
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-#include "access/tupdesc.h"
+#include <math.h>
+
 #include "access/xact.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_proc.h"
 #include "catalog/pg_type.h"
 #include "commands/prepare.h"
 #include "commands/sequence.h"
@@ -42,7 +43,6 @@
 #include "executor/executor.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "funcapi.h"
 #include "mb/pg_wchar.h"
 #include "miscadmin.h"
 #include "nodes/makefuncs.h"
@@ -57,7 +57,6 @@
 #include "utils/inval.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
-#include "utils/numeric.h"
 #include "utils/portal.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
@@ -65,6 +64,7 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#include "bind.h"
 #include "call.h"
 #include "errcodes.h"
 #include "guc.h"
@@ -89,57 +89,41 @@
 /* The longest pause that saga.retry_later() may ask for: ten years. */
 #define MAX_LATER_DAYS	3653
 
+/* The longest wait that saga.lock() may ask for. */
+#define MAX_LOCK_DAYS	400
+
+/* The longest interval that the function of a timer may return: 100 years. */
+#define MAX_TIMER_DAYS	36525
+
+/* The most bytes in the name of a lock. */
+#define MAX_LOCK_NAME	200
+
+/* What saga.lock() raises. */
+#define LOCK_MESSAGE	"has to wait for lock \"%s\""
+
 #define CALL_BUCKETS	64
-
-/* How a parameter's value becomes a Datum. */
-typedef enum Conversion
-{
-	CONVERSION_JSONB,			/* as it is */
-	CONVERSION_TEXT,			/* strings as they are, others by their text */
-	CONVERSION_INPUT,			/* by the type's input function */
-	CONVERSION_RECORD			/* by jsonb_to_record(): domains, composite
-								 * types, arrays, json */
-} Conversion;
-
-/* A parameter of a function that takes its arguments by name. */
-typedef struct Parameter
-{
-	const char *name;
-	int			namelen;
-	Oid			type;
-	bool		has_default;
-	int			step;			/* named like this earlier step, or -1 */
-	Conversion	conversion;
-	FmgrInfo	function;		/* the input function, or jsonb_to_record() */
-	Oid			ioparam;
-	FunctionCallInfo fcinfo;	/* RECORD only, as are the next two */
-	TupleDesc	desc;			/* of one column, the parameter */
-	ReturnSetInfo rsinfo;
-} Parameter;
 
 /* The expression for one choice of parameters that are left to defaults. */
 typedef struct Variant
 {
 	struct Variant *next;
-	uint64		omitted[(FUNC_MAX_ARGS + 63) / 64];
+	SagaOmitted omitted;
 	ExprState  *state;
 } Variant;
 
-/* An operation of a definition, prepared for this transaction. */
+/* An operation of a definition, or the condition of one, prepared for this
+ * transaction. */
 typedef struct PreparedCall
 {
 	struct PreparedCall *next;	/* in its bucket */
 	int32		definition;
 	int			step;
 	SagaOperation operation;
+	SagaFunctionUse use;		/* which of its functions */
 	Oid			role;
 	MemoryContext context;		/* all of it is here */
-	Oid			function;
 	Oid			result_type;
-	bool		takes_context;
-	int			nparams;
-	Parameter  *params;			/* unused if takes_context */
-	ParamListInfo values;
+	SagaBinding binding;		/* the function and its parameters */
 	EState	   *estate;
 	ExprContext *econtext;
 	Variant    *variants;		/* nearly always one */
@@ -150,7 +134,8 @@ typedef enum Control
 {
 	CONTROL_NONE,
 	CONTROL_FAIL,
-	CONTROL_LATER
+	CONTROL_LATER,
+	CONTROL_LOCK
 } Control;
 
 /* What the timer said of the operation. */
@@ -168,13 +153,14 @@ typedef struct RunningOperation
 	const SagaCallRequest *request; /* NULL = none */
 	MemoryContext report_context;
 	PreparedCall *call;
-	const char *parameter;		/* whose value is being converted */
+	bool		in_condition;
 	bool		transactional;
 	bool		notify;
 	Control		control;
-	const char *reason;			/* of "control", in report_context */
+	const char *reason;			/* of "control", in report_context; LOCK: the
+								 * lock's name */
 	const char *detail;
-	int64		delay;
+	int64		delay;			/* LATER, LOCK: how long to wait */
 	int64		limit;			/* in force, microseconds; 0 = none */
 	bool		limit_is_role;	/* it is the role's statement_timeout */
 } RunningOperation;
@@ -221,6 +207,7 @@ static bool temporary_used = false;
 PG_FUNCTION_INFO_V1(saga_fail);
 PG_FUNCTION_INFO_V1(saga_fail_jsonb);
 PG_FUNCTION_INFO_V1(saga_retry_later);
+PG_FUNCTION_INFO_V1(saga_lock);
 
 /* ---- the timer -------------------------------------------------------- */
 
@@ -492,13 +479,26 @@ create_calls_context(void)
 	MemoryContextRegisterResetCallback(calls_context, callback);
 }
 
+static const SagaStep *
+step_of(const SagaCallRequest *request)
+{
+	return &request->definition->steps[request->step];
+}
+
+static bool
+is_action(const SagaCallRequest *request)
+{
+	return request->operation == SAGA_OPERATION_ACTION;
+}
+
 static PreparedCall **
-call_bucket(const SagaCallRequest *request)
+call_bucket(const SagaCallRequest *request, SagaFunctionUse use)
 {
 	uint32		hash;
 
 	hash = (uint32) request->definition->id * 31 +
 		(uint32) request->step * SAGA_NOPERATION + request->operation;
+	hash = hash * 31 + use;
 	return &calls[hash % CALL_BUCKETS];
 }
 
@@ -518,111 +518,37 @@ forget_call(PreparedCall *call)
 	}
 }
 
-/* Choose how values of this parameter are converted. */
-static void
-prepare_conversion(Parameter *param, MemoryContext context)
+/* What is asked of the function of the operation itself. */
+static SagaFunctionUse
+use_of_operation(const SagaCallRequest *request)
 {
-	char		typtype = get_typtype(param->type);
-	Oid			input;
-
-	getTypeInputInfo(param->type, &input, &param->ioparam);
-	if (param->type == JSONBOID)
-		param->conversion = CONVERSION_JSONB;
-	else if (typtype == TYPTYPE_DOMAIN || typtype == TYPTYPE_COMPOSITE ||
-			 param->type == RECORDOID || param->type == JSONOID ||
-			 OidIsValid(get_element_type(param->type)))
-	{
-		param->conversion = CONVERSION_RECORD;
-		fmgr_info_cxt(F_JSONB_TO_RECORD, &param->function, context);
-		param->desc = CreateTemplateTupleDesc(1);
-		TupleDescInitEntry(param->desc, 1, param->name, param->type, -1, 0);
-		param->desc = BlessTupleDesc(param->desc);
-		param->rsinfo.type = T_ReturnSetInfo;
-		param->rsinfo.expectedDesc = param->desc;
-		param->fcinfo = palloc0(SizeForFunctionCallInfo(1));
-		InitFunctionCallInfoData(*param->fcinfo, &param->function, 1,
-								 InvalidOid, NULL, (Node *) &param->rsinfo);
-	}
-	else
-	{
-		param->conversion =
-			param->type == TEXTOID ? CONVERSION_TEXT : CONVERSION_INPUT;
-		fmgr_info_cxt(input, &param->function, context);
-	}
-}
-
-/* The earlier step whose result a parameter of this name takes, or -1. */
-static int
-step_of_parameter(const SagaCallRequest *request, const char *name)
-{
-	int			step = saga_definition_step(request->definition, name);
-
-	if (step < request->step)
-		return step;
-	/* What undoes or confirms an action may have its result. */
-	if (step == request->step && request->operation != SAGA_OPERATION_ACTION)
-		return step;
-	return -1;
-}
-
-static void
-prepare_parameters(PreparedCall *call, const SagaCallRequest *request,
-				   Form_pg_proc form, char **names)
-{
-	call->params = palloc0(sizeof(Parameter) * Max(call->nparams, 1));
-	for (int i = 0; i < call->nparams; i++)
-	{
-		Parameter  *param = &call->params[i];
-
-		param->name = names[i];
-		param->namelen = (int) strlen(param->name);
-		param->type = form->proargtypes.values[i];
-		param->has_default = i >= form->pronargs - form->pronargdefaults;
-		param->step = step_of_parameter(request, param->name);
-		prepare_conversion(param, call->context);
-	}
+	return is_action(request) && step_of(request)->kind == SAGA_KIND_TIMER ?
+		SAGA_FUNCTION_TIME : SAGA_FUNCTION_OPERATION;
 }
 
 /*
  * In the call's context: look the function up and learn its parameters.  It is
- * checked again, since it may have been replaced: what is left are functions
- * of IN parameters, each with a name or the context alone.
+ * checked again, since it may have been replaced.
  */
 static void
 prepare_function(PreparedCall *call, const SagaCallRequest *request)
 {
-	const SagaStep *step = &request->definition->steps[request->step];
-	HeapTuple	tuple;
-	Form_pg_proc form;
-	Oid		   *types;
-	char	  **names;
-	char	   *modes;
+	const char *signature;
+	Oid			function;
 
-	if (step->function[request->operation] == NULL)
-		elog(ERROR, "step \"%s\" has no %s", step->name,
-			 saga_operation_name(request->operation));
-	call->function = saga_definition_function(step->function[request->operation]);
-	tuple = SearchSysCache1(PROCOID, ObjectIdGetDatum(call->function));
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "cache lookup failed for function %u", call->function);
-	form = (Form_pg_proc) GETSTRUCT(tuple);
-	(void) get_func_arg_info(tuple, &types, &names, &modes);
-	call->result_type = form->prorettype;
-	call->nparams = form->pronargs;
-	call->takes_context = form->pronargs == 1 && types[0] == JSONBOID;
-	if (!call->takes_context)
-		prepare_parameters(call, request, form, names);
-	call->values = makeParamList(call->nparams);
-	for (int i = 0; i < call->nparams; i++)
-		call->values->params[i].ptype = types[i];
-	ReleaseSysCache(tuple);
+	signature = call->use == SAGA_FUNCTION_CONDITION ?
+		step_of(request)->condition :
+		step_of(request)->function[request->operation];
+	function = saga_definition_function(signature, call->use);
+	call->result_type = get_func_rettype(function);
+	saga_binding_prepare(&call->binding, function, request);
 }
 
 /* As the role, in the subtransaction. */
 static PreparedCall *
-prepare_call(const SagaCallRequest *request)
+prepare_call(const SagaCallRequest *request, SagaFunctionUse use)
 {
-	PreparedCall **bucket = call_bucket(request);
+	PreparedCall **bucket = call_bucket(request, use);
 	PreparedCall *call;
 	MemoryContext context;
 	MemoryContext old;
@@ -634,12 +560,13 @@ prepare_call(const SagaCallRequest *request)
 	call->definition = request->definition->id;
 	call->step = request->step;
 	call->operation = request->operation;
+	call->use = use;
 	call->role = GetUserId();
 	call->context = context;
 	prepare_function(call, request);
 	call->estate = CreateExecutorState();
 	call->econtext = GetPerTupleExprContext(call->estate);
-	call->econtext->ecxt_param_list_info = call->values;
+	call->econtext->ecxt_param_list_info = call->binding.values;
 	MemoryContextSwitchTo(old);
 
 	/* Nothing has failed: keep it. */
@@ -650,7 +577,7 @@ prepare_call(const SagaCallRequest *request)
 }
 
 static PreparedCall *
-find_call(const SagaCallRequest *request)
+find_call(const SagaCallRequest *request, SagaFunctionUse use)
 {
 	PreparedCall *call;
 
@@ -661,34 +588,37 @@ find_call(const SagaCallRequest *request)
 	}
 	if (calls_context == NULL)
 		create_calls_context();
-	for (call = *call_bucket(request); call; call = call->next)
+	for (call = *call_bucket(request, use); call; call = call->next)
 	{
 		if (call->definition == request->definition->id &&
 			call->step == request->step &&
 			call->operation == request->operation &&
+			call->use == use &&
 			call->role == GetUserId())
 			return call;
 	}
-	return prepare_call(request);
+	return prepare_call(request, use);
 }
 
 /* The call as an expression; parameters that are left out get defaults. */
 static Expr *
-build_expression(PreparedCall *call, const uint64 *omitted, bool any_omitted)
+build_expression(PreparedCall *call, const SagaOmitted *omitted,
+				 bool any_omitted)
 {
+	const SagaBinding *binding = &call->binding;
 	List	   *args = NIL;
 	Expr	   *expression;
 
-	for (int i = 0; i < call->nparams; i++)
+	for (int i = 0; i < binding->nparams; i++)
 	{
 		Param	   *param;
 
-		if (omitted[i / 64] & (UINT64CONST(1) << (i % 64)))
+		if (omitted->bits[i / 64] & (UINT64CONST(1) << (i % 64)))
 			continue;
 		param = makeNode(Param);
 		param->paramkind = PARAM_EXTERN;
 		param->paramid = i + 1;
-		param->paramtype = call->values->params[i].ptype;
+		param->paramtype = binding->values->params[i].ptype;
 		param->paramtypmod = -1;
 		param->paramcollid = get_typcollation(param->paramtype);
 		param->location = -1;
@@ -697,7 +627,7 @@ build_expression(PreparedCall *call, const uint64 *omitted, bool any_omitted)
 			NamedArgExpr *named = makeNode(NamedArgExpr);
 
 			named->arg = (Expr *) param;
-			named->name = pstrdup(call->params[i].name);
+			named->name = pstrdup(saga_binding_name(binding, i));
 			named->argnumber = i;
 			named->location = -1;
 			args = lappend(args, named);
@@ -705,10 +635,11 @@ build_expression(PreparedCall *call, const uint64 *omitted, bool any_omitted)
 		else
 			args = lappend(args, param);
 	}
-	expression = (Expr *) makeFuncExpr(call->function, call->result_type, args,
-									   InvalidOid, InvalidOid,
+	expression = (Expr *) makeFuncExpr(binding->function, call->result_type,
+									   args, InvalidOid, InvalidOid,
 									   COERCE_EXPLICIT_CALL);
-	if (call->result_type != VOIDOID && call->result_type != JSONBOID)
+	if (call->use == SAGA_FUNCTION_OPERATION &&
+		call->result_type != VOIDOID && call->result_type != JSONBOID)
 		expression = (Expr *) makeFuncExpr(F_TO_JSONB, JSONBOID,
 										   list_make1(expression), InvalidOid,
 										   InvalidOid, COERCE_EXPLICIT_CALL);
@@ -717,7 +648,7 @@ build_expression(PreparedCall *call, const uint64 *omitted, bool any_omitted)
 }
 
 static ExprState *
-find_variant(PreparedCall *call, const uint64 *omitted)
+find_variant(PreparedCall *call, const SagaOmitted *omitted)
 {
 	Variant    *variant;
 	MemoryContext old;
@@ -725,15 +656,15 @@ find_variant(PreparedCall *call, const uint64 *omitted)
 
 	for (variant = call->variants; variant; variant = variant->next)
 	{
-		if (memcmp(variant->omitted, omitted, sizeof(variant->omitted)) == 0)
+		if (memcmp(&variant->omitted, omitted, sizeof(*omitted)) == 0)
 			return variant->state;
 	}
 
-	for (int i = 0; i < (int) lengthof(variant->omitted); i++)
-		any_omitted |= omitted[i] != 0;
+	for (int i = 0; i < (int) lengthof(omitted->bits); i++)
+		any_omitted |= omitted->bits[i] != 0;
 	old = MemoryContextSwitchTo(call->context);
 	variant = palloc0(sizeof(Variant));
-	memcpy(variant->omitted, omitted, sizeof(variant->omitted));
+	variant->omitted = *omitted;
 	variant->state = ExecPrepareExpr(build_expression(call, omitted, any_omitted),
 									 call->estate);
 	variant->next = call->variants;
@@ -742,276 +673,7 @@ find_variant(PreparedCall *call, const uint64 *omitted)
 	return variant->state;
 }
 
-/* ---- arguments -------------------------------------------------------- */
-
-static void
-push_key(JsonbParseState **state, const char *key)
-{
-	JsonbValue	value;
-
-	value.type = jbvString;
-	value.val.string.val = unconstify(char *, key);
-	value.val.string.len = (int) strlen(key);
-	pushJsonbValue(state, WJB_KEY, &value);
-}
-
-static void
-push_text(JsonbParseState **state, const char *key, const char *text)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	value.type = jbvNull;
-	if (text != NULL)
-	{
-		value.type = jbvString;
-		value.val.string.val = unconstify(char *, text);
-		value.val.string.len = (int) strlen(text);
-	}
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-static void
-push_integer(JsonbParseState **state, const char *key, int64 integer)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	value.type = jbvNumeric;
-	value.val.numeric = int64_to_numeric(integer);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-/* A whole jsonb as a value; NULL counts as JSON's null. */
-static void
-value_of_jsonb(const Jsonb *jsonb, JsonbValue *value)
-{
-	JsonbContainer *root;
-
-	if (jsonb == NULL)
-	{
-		value->type = jbvNull;
-		return;
-	}
-	root = &unconstify(Jsonb *, jsonb)->root;
-	if (JB_ROOT_IS_SCALAR(jsonb))
-		JsonbExtractScalar(root, value);
-	else
-	{
-		value->type = jbvBinary;
-		value->val.binary.data = root;
-		value->val.binary.len = VARSIZE(jsonb) - VARHDRSZ;
-	}
-}
-
-static void
-push_jsonb(JsonbParseState **state, const char *key, const Jsonb *jsonb)
-{
-	JsonbValue	value;
-
-	push_key(state, key);
-	value_of_jsonb(jsonb, &value);
-	pushJsonbValue(state, WJB_VALUE, &value);
-}
-
-/* The context, for functions that take one jsonb. */
-static Jsonb *
-build_context(const SagaCallRequest *request)
-{
-	const SagaDefinition *definition = request->definition;
-	const char *step = definition->steps[request->step].name;
-	JsonbParseState *state = NULL;
-	JsonbValue *object;
-
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_integer(&state, "saga_id", request->saga_id);
-	push_text(&state, "definition", definition->name);
-	push_text(&state, "key", request->key);
-	push_text(&state, "step", step);
-	push_text(&state, "operation", saga_operation_name(request->operation));
-	push_integer(&state, "attempt", request->attempt);
-	push_text(&state, "idempotency_key",
-			  saga_call_idempotency_key(request->token, step, 0,
-										request->operation));
-	push_text(&state, "traceparent", request->traceparent);
-	push_jsonb(&state, "input", request->input);
-	push_key(&state, "results");
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	for (int i = 0; i < definition->rules.nsteps; i++)
-	{
-		if (request->results[i] != NULL)
-			push_jsonb(&state, definition->steps[i].name, request->results[i]);
-	}
-	pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-	return JsonbValueToJsonb(object);
-}
-
-/* The text of a value, as jsonb_to_record() gives it to input functions. */
-static char *
-text_of_value(JsonbValue *value)
-{
-	switch (value->type)
-	{
-		case jbvString:
-			return pnstrdup(value->val.string.val, value->val.string.len);
-		case jbvBool:
-			return pstrdup(value->val.boolean ? "true" : "false");
-		case jbvNumeric:
-			return DatumGetCString(DirectFunctionCall1(numeric_out,
-													   NumericGetDatum(value->val.numeric)));
-		case jbvBinary:
-			return JsonbToCString(NULL, value->val.binary.data,
-								  value->val.binary.len);
-		default:
-			elog(ERROR, "unrecognized jsonb type: %d", (int) value->type);
-	}
-	return NULL;				/* keep compiler quiet */
-}
-
-/* By jsonb_to_record('{"name": value}') AS (name type). */
-static Datum
-convert_by_record(Parameter *param, JsonbValue *value, bool *isnull)
-{
-	JsonbParseState *state = NULL;
-	JsonbValue *object;
-	HeapTupleHeader header;
-	HeapTupleData tuple;
-	Datum		record;
-
-	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_key(&state, param->name);
-	pushJsonbValue(&state, WJB_VALUE, value);
-	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
-
-	/*
-	 * What it remembers of the type may be older than the type: an attribute
-	 * that another session alters is no change of the type's own row.
-	 */
-	param->function.fn_extra = NULL;
-	param->function.fn_mcxt = CurrentMemoryContext;
-	param->fcinfo->args[0].value = JsonbPGetDatum(JsonbValueToJsonb(object));
-	param->fcinfo->args[0].isnull = false;
-	param->fcinfo->isnull = false;
-	record = FunctionCallInvoke(param->fcinfo);
-	if (param->fcinfo->isnull)
-		elog(ERROR, "jsonb_to_record returned NULL");
-
-	header = DatumGetHeapTupleHeader(record);
-	tuple.t_len = HeapTupleHeaderGetDatumLength(header);
-	ItemPointerSetInvalid(&tuple.t_self);
-	tuple.t_tableOid = InvalidOid;
-	tuple.t_data = header;
-	return heap_getattr(&tuple, 1, param->desc, isnull);
-}
-
-static Datum
-convert_value(Parameter *param, JsonbValue *value, bool *isnull)
-{
-	*isnull = value->type == jbvNull;
-	/* A domain may refuse NULL. */
-	if (param->conversion == CONVERSION_RECORD)
-		return convert_by_record(param, value, isnull);
-	if (*isnull)
-		return (Datum) 0;
-	if (param->conversion == CONVERSION_JSONB)
-		return JsonbPGetDatum(JsonbValueToJsonb(value));
-	if (param->conversion == CONVERSION_TEXT && value->type == jbvString)
-		return PointerGetDatum(cstring_to_text_with_len(value->val.string.val,
-														value->val.string.len));
-	return InputFunctionCall(&param->function, text_of_value(value),
-							 param->ioparam, -1);
-}
-
-/*
- * The value of a parameter: an earlier step's result or a field of the input.
- * False if there is none.
- */
-static bool
-find_value(const SagaCallRequest *request, const Parameter *param,
-		   JsonbValue *value)
-{
-	Jsonb	   *input = unconstify(Jsonb *, request->input);
-
-	if (param->step >= 0)
-	{
-		value_of_jsonb(request->results[param->step], value);
-		return true;
-	}
-	return input != NULL && JB_ROOT_IS_OBJECT(input) &&
-		getKeyJsonValueFromContainer(&input->root, param->name,
-									 param->namelen, value) != NULL;
-}
-
-static void
-refuse_missing(const PreparedCall *call, const Parameter *param)
-{
-	ereport(ERROR,
-			errcode(ERRCODE_SAGA_MISSING_ARGUMENT),
-			errmsg("no value for parameter \"%s\" of function %s",
-				   param->name, quote_identifier(get_func_name(call->function))),
-			errdetail("Neither has the saga's input a field nor has the definition an earlier step of this name, and the parameter has no default."));
-}
-
-/* Fill in the values; sets the bits of the parameters left to defaults. */
-static void
-evaluate_arguments(PreparedCall *call, const SagaCallRequest *request,
-				   uint64 *omitted)
-{
-	if (call->takes_context)
-	{
-		call->values->params[0].value = JsonbPGetDatum(build_context(request));
-		call->values->params[0].isnull = false;
-		return;
-	}
-	for (int i = 0; i < call->nparams; i++)
-	{
-		Parameter  *param = &call->params[i];
-		ParamExternData *slot = &call->values->params[i];
-		JsonbValue	value;
-
-		if (find_value(request, param, &value))
-		{
-			running.parameter = param->name;
-			slot->value = convert_value(param, &value, &slot->isnull);
-			running.parameter = NULL;
-		}
-		else if (param->has_default)
-			omitted[i / 64] |= UINT64CONST(1) << (i % 64);
-		else
-			refuse_missing(call, param);
-	}
-}
-
 /* ---- running one ------------------------------------------------------ */
-
-/* Arguments, function, result: what runs with a snapshot. */
-static Jsonb *
-evaluate_operation(const SagaCallRequest *request, MemoryContext result_context)
-{
-	uint64		omitted[lengthof(((Variant *) NULL)->omitted)] = {0};
-	PreparedCall *call;
-	ExprState  *state;
-	Jsonb	   *result = NULL;
-	Datum		value;
-	bool		isnull;
-
-	call = find_call(request);
-	running.call = call;
-	MemoryContextSwitchTo(call->econtext->ecxt_per_tuple_memory);
-	evaluate_arguments(call, request, omitted);
-	state = find_variant(call, omitted);
-	value = ExecEvalExpr(state, call->econtext, &isnull);
-	if (!isnull && call->result_type != VOIDOID)
-	{
-		MemoryContextSwitchTo(result_context);
-		result = DatumGetJsonbPCopy(value);
-	}
-	MemoryContextSwitchTo(result_context);
-	ReScanExprContext(call->econtext);
-	running.call = NULL;
-	return result;
-}
 
 /* Raise if one of our flags is set, although the operation did not. */
 static void
@@ -1023,29 +685,187 @@ obey_flags(void)
 				errmsg_internal("operation did not let itself be ended"));
 }
 
-/* All of the operation, in its subtransaction; raises if it failed. */
-static Jsonb *
-run_operation(const SagaCallRequest *request, const SessionState *session)
+static void
+bind_arguments(SagaBinding *binding, const SagaCallRequest *request,
+			   SagaOmitted *omitted)
 {
-	Jsonb	   *result;
+	if (!binding->takes_context)
+	{
+		saga_binding_evaluate(binding, request, omitted);
+		return;
+	}
+	memset(omitted, 0, sizeof(*omitted));
+	saga_binding_give_context(binding, request,
+							  saga_call_idempotency_key(request->token,
+														step_of(request)->name,
+														request->element,
+														request->round,
+														request->operation));
+}
+
+/*
+ * Arguments and function, with a snapshot of their own, so that what ran before
+ * is seen.  The value lives until finish_evaluation().
+ */
+static Datum
+evaluate(const SagaCallRequest *request, SagaFunctionUse use, bool *isnull)
+{
+	SagaOmitted omitted;
+	PreparedCall *call;
+	ExprState  *state;
+	MemoryContext old;
+	Datum		value;
+
+	CommandCounterIncrement();
+	PushActiveSnapshot(GetTransactionSnapshot());
+	call = find_call(request, use);
+	running.call = call;
+	old = MemoryContextSwitchTo(call->econtext->ecxt_per_tuple_memory);
+	bind_arguments(&call->binding, request, &omitted);
+	state = find_variant(call, &omitted);
+	value = ExecEvalExpr(state, call->econtext, isnull);
+	MemoryContextSwitchTo(old);
+	return value;
+}
+
+static void
+finish_evaluation(void)
+{
+	ReScanExprContext(running.call->econtext);
+	running.call = NULL;
+	PopActiveSnapshot();
+}
+
+/* Is the action to be taken? */
+static bool
+evaluate_condition(const SagaCallRequest *request)
+{
+	bool		isnull;
+	Datum		value;
+	bool		taken;
+
+	running.in_condition = true;
+	value = evaluate(request, SAGA_FUNCTION_CONDITION, &isnull);
+	taken = !isnull && DatumGetBool(value);
+	finish_evaluation();
+	obey_flags();
+	running.in_condition = false;
+	return taken;
+}
+
+/* What a function returned is of no use to the step. */
+static void
+refuse_value(const char *message, const char *detail)
+{
+	ereport(ERROR,
+			errcode(ERRCODE_SAGA_BAD_DATA),
+			errmsg_internal("%s", message),
+			errdetail_internal("Function %s %s.",
+							   quote_identifier(get_func_name(running.call->binding.function)),
+							   detail));
+}
+
+/* From now, not from the beginning of the transaction. */
+static TimestampTz
+time_after(Interval *interval)
+{
+	double		days;
+
+	/* Of each field: they might cancel each other out only in the end. */
+	days = fabs((double) interval->month) * DAYS_PER_YEAR / MONTHS_PER_YEAR +
+		fabs((double) interval->day) +
+		fabs((double) interval->time) / USECS_PER_DAY;
+	if (days > MAX_TIMER_DAYS)
+		refuse_value("invalid time for a timer",
+					 "returned an interval of more than 100 years");
+	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
+												   TimestampTzGetDatum(GetCurrentTimestamp()),
+												   IntervalPGetDatum(interval)));
+}
+
+/* When a timer is to fire. */
+static TimestampTz
+time_of_value(Datum value, bool isnull)
+{
+	TimestampTz time;
+
+	if (isnull)
+		refuse_value("invalid time for a timer", "returned null");
+	if (getBaseType(running.call->result_type) == INTERVALOID)
+		time = time_after(DatumGetIntervalP(value));
+	else
+		time = DatumGetTimestampTz(value);
+	if (TIMESTAMP_NOT_FINITE(time))
+		refuse_value("invalid time for a timer", "returned infinity");
+	return Max(time, GetCurrentTimestamp());
+}
+
+static void
+check_child_input(const Jsonb *input)
+{
+	if (input == NULL)
+		refuse_value("invalid input for a child saga", "returned null");
+	if (!JB_ROOT_IS_OBJECT(input))
+		refuse_value("invalid input for a child saga",
+					 "returned something that is no JSON object");
+}
+
+/* The function of the operation; what it returns goes into the report. */
+static void
+evaluate_operation(const SagaCallRequest *request, MemoryContext result_context,
+				   SagaCallReport *report)
+{
+	SagaFunctionUse use = use_of_operation(request);
+	bool		isnull;
+	Datum		value;
+
+	value = evaluate(request, use, &isnull);
+	if (use == SAGA_FUNCTION_TIME)
+		report->time = time_of_value(value, isnull);
+	else if (!isnull && running.call->result_type != VOIDOID)
+	{
+		MemoryContext old = MemoryContextSwitchTo(result_context);
+
+		report->result = DatumGetJsonbPCopy(value);
+		MemoryContextSwitchTo(old);
+	}
+	if (is_action(request) && step_of(request)->kind == SAGA_KIND_CHILD)
+		check_child_input(report->result);
+	finish_evaluation();
+}
+
+/*
+ * All of the operation, in its subtransaction: raises if it failed, else
+ * SUCCEEDED or NOT_TAKEN.
+ */
+static SagaCallOutcome
+run_operation(const SagaCallRequest *request, const SessionState *session,
+			  SagaCallReport *report)
+{
+	const SagaStep *step = step_of(request);
+	bool		taken = true;
 	int			guc_level = NewGUCNestLevel();
 
 	XactReadOnly = DefaultXactReadOnly;
-	CommandCounterIncrement();
-	PushActiveSnapshot(GetTransactionSnapshot());
 	arm_timer(request, GetCurrentStatementStartTimestamp());
-	result = evaluate_operation(request, session->memory);
-	PopActiveSnapshot();
-	CommandCounterIncrement();
-	AfterTriggerFireDeferred();
-	close_portals(request);
+	if (is_action(request) && step->condition != NULL)
+		taken = evaluate_condition(request);
+	if (taken && step->function[request->operation] != NULL)
+		evaluate_operation(request, session->memory, report);
+	MemoryContextSwitchTo(session->memory);
+	if (taken)
+	{
+		CommandCounterIncrement();
+		AfterTriggerFireDeferred();
+		close_portals(request);
+	}
 	disarm_timer();
 	CHECK_FOR_INTERRUPTS();
 	obey_flags();
 	if (GetCurrentTransactionNestLevel() != session->level + 1)
 		elog(ERROR, "operation left a subtransaction open");
 	AtEOXact_GUC(false, guc_level);
-	return result;
+	return taken ? SAGA_CALL_SUCCEEDED : SAGA_CALL_NOT_TAKEN;
 }
 
 /* ---- what became of it ------------------------------------------------ */
@@ -1109,6 +929,15 @@ report_control(SagaCallReport *report)
 {
 	bool		fail = running.control == CONTROL_FAIL;
 
+	if (running.control == CONTROL_LOCK)
+	{
+		report->outcome = SAGA_CALL_LOCK;
+		report->lock = running.reason;
+		report->lock_timeout = running.delay;
+		fill_error(&report->error, ERRCODE_SAGA_LOCK,
+				   psprintf(LOCK_MESSAGE, running.reason), NULL, NULL);
+		return;
+	}
 	report->outcome = fail ? SAGA_CALL_FAILED : SAGA_CALL_LATER;
 	report->by_fail = fail;
 	report->delay = running.delay;
@@ -1203,12 +1032,20 @@ add_context(void *arg pg_attribute_unused())
 
 	if (request == NULL)
 		return;
-	if (running.parameter != NULL)
-		errcontext("parameter \"%s\"", running.parameter);
-	errcontext("step \"%s\" (%s, attempt %d) of saga %lld",
-			   request->definition->steps[request->step].name,
-			   saga_operation_name(request->operation),
-			   request->attempt, (long long) request->saga_id);
+	if (running.call != NULL && running.call->binding.converting != NULL)
+		errcontext("parameter \"%s\"", running.call->binding.converting);
+	if (running.in_condition)
+		errcontext("condition");
+	if (request->definition->rules.steps[request->step].foreach)
+		errcontext("step \"%s\" (%s, element %d, attempt %d) of saga %lld",
+				   step_of(request)->name,
+				   saga_operation_name(request->operation), request->element,
+				   request->attempt, (long long) request->saga_id);
+	else
+		errcontext("step \"%s\" (%s, attempt %d) of saga %lld",
+				   step_of(request)->name,
+				   saga_operation_name(request->operation),
+				   request->attempt, (long long) request->saga_id);
 }
 
 static void
@@ -1249,14 +1086,23 @@ saga_call_run(const SagaCallRequest *request, SagaCallReport *report)
 		callback.previous = NULL;
 		error_context_stack = &callback;
 		running.request = request;
-		report->result = run_operation(request, &session);
-		ReleaseCurrentSubTransaction();
-		report->outcome = SAGA_CALL_SUCCEEDED;
+		report->outcome = run_operation(request, &session, report);
+
+		/*
+		 * A condition that says no has no effects: the step is skipped, and
+		 * there will be nothing to compensate.  What one that says yes wrote
+		 * is part of the attempt.
+		 */
+		if (report->outcome == SAGA_CALL_NOT_TAKEN)
+			RollbackAndReleaseCurrentSubTransaction();
+		else
+			ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
 	{
 		running.request = NULL;
 		report->result = NULL;
+		report->time = 0;
 		end_failed(request, &session, report);
 	}
 	PG_END_TRY();
@@ -1297,6 +1143,13 @@ saga_call_clean_session(void)
 }
 
 bool
+saga_call_is_trivial(const SagaStep *step, SagaOperation operation)
+{
+	return step->function[operation] == NULL &&
+		(operation != SAGA_OPERATION_ACTION || step->condition == NULL);
+}
+
+bool
 saga_call_is_running(void)
 {
 	return running.request != NULL;
@@ -1323,17 +1176,29 @@ saga_call_subxids(bool *overflowed)
 
 char *
 saga_call_idempotency_key(const pg_uuid_t *token, const char *step, int element,
-						  SagaOperation operation)
+						  int round, SagaOperation operation)
 {
 	char	   *uuid;
+	char	   *key;
 
 	uuid = DatumGetCString(DirectFunctionCall1(uuid_out,
 											   UUIDPGetDatum(token)));
-	return psprintf("%s/%s/%d/%s", uuid, step, element,
-					saga_operation_name(operation));
+	key = psprintf("%s/%s/%d/%s", uuid, step, element,
+				   saga_operation_name(operation));
+	return round > 0 ? psprintf("%s/%d", key, round) : key;
 }
 
-/* ---- saga.fail(), saga.retry_later() ---------------------------------- */
+/* ---- saga.fail(), saga.retry_later(), saga.lock() --------------------- */
+
+static void
+require_running(const char *function)
+{
+	if (!saga_call_is_running())
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("%s can be called by a running step only", function),
+				errdetail("This session is not running an operation of a saga."));
+}
 
 /*
  * Note what the operation said of itself, before the error that says it is
@@ -1344,11 +1209,7 @@ static void
 note_control(Control control, const char *function, const char *reason,
 			 const char *detail, int64 delay)
 {
-	if (!saga_call_is_running())
-		ereport(ERROR,
-				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				errmsg("%s can be called by a running step only", function),
-				errdetail("This session is not running an operation of a saga."));
+	require_running(function);
 	if (running.control != CONTROL_NONE || timer.verdict != TIMER_QUIET)
 		return;
 	running.reason = MemoryContextStrdup(running.report_context, reason);
@@ -1402,6 +1263,21 @@ saga_fail_jsonb(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
+/* A length of time, months counted as 30 days: for comparing, and exactly. */
+static double
+days_of_interval(const Interval *interval)
+{
+	return (double) interval->month * DAYS_PER_MONTH + interval->day +
+		(double) interval->time / USECS_PER_DAY;
+}
+
+static int64
+microseconds_of_interval(const Interval *interval)
+{
+	return ((int64) interval->month * DAYS_PER_MONTH + interval->day) *
+		USECS_PER_DAY + interval->time;
+}
+
 /* saga.retry_later(delay interval, reason text): another attempt, then. */
 Datum
 saga_retry_later(PG_FUNCTION_ARGS)
@@ -1415,8 +1291,7 @@ saga_retry_later(PG_FUNCTION_ARGS)
 				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				errmsg("delay must not be null"));
 	delay = PG_GETARG_INTERVAL_P(0);
-	days = (double) delay->month * DAYS_PER_MONTH + delay->day +
-		(double) delay->time / USECS_PER_DAY;
+	days = days_of_interval(delay);
 	if (days < 0 || days > MAX_LATER_DAYS)
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -1425,10 +1300,70 @@ saga_retry_later(PG_FUNCTION_ARGS)
 		reason = "asked for another attempt";
 
 	note_control(CONTROL_LATER, "saga.retry_later()", reason, NULL,
-				 ((int64) delay->month * DAYS_PER_MONTH + delay->day) *
-				 USECS_PER_DAY + delay->time);
+				 microseconds_of_interval(delay));
 	ereport(ERROR,
 			errcode(ERRCODE_SAGA_RETRY_LATER),
 			errmsg_internal("%s", reason));
+	PG_RETURN_VOID();
+}
+
+static void
+check_lock_name(const char *name)
+{
+	size_t		length = strlen(name);
+
+	if (length == 0 || length > MAX_LOCK_NAME)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_NAME),
+				errmsg("invalid name for a lock: \"%s\"",
+					   pnstrdup(name, pg_mbcliplen(name, length,
+												   MAX_LOCK_NAME))),
+				errdetail("A name has 1 to %d bytes.", MAX_LOCK_NAME));
+	for (size_t i = 0; i < length; i++)
+	{
+		unsigned char c = name[i];
+
+		if (c < 0x20 || c == 0x7f)
+			ereport(ERROR,
+					errcode(ERRCODE_INVALID_NAME),
+					errmsg("invalid name for a lock"),
+					errdetail("A name must not contain control characters."));
+	}
+}
+
+/* saga.lock(name text, timeout interval): take it, or another attempt with it. */
+Datum
+saga_lock(PG_FUNCTION_ARGS)
+{
+	char	   *name = text_argument(fcinfo, 0);
+	Interval   *timeout;
+	double		days;
+
+	if (name == NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				errmsg("name must not be null"));
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				errmsg("timeout must not be null"));
+	check_lock_name(name);
+	timeout = PG_GETARG_INTERVAL_P(1);
+	days = days_of_interval(timeout);
+	if (days < 0 || days > MAX_LOCK_DAYS)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("timeout must be between zero and %d days",
+					   MAX_LOCK_DAYS));
+
+	require_running("saga.lock()");
+	if (running.request->holds_lock != NULL &&
+		running.request->holds_lock(running.request, name))
+		PG_RETURN_VOID();
+	note_control(CONTROL_LOCK, "saga.lock()", name, NULL,
+				 microseconds_of_interval(timeout));
+	ereport(ERROR,
+			errcode(ERRCODE_SAGA_LOCK),
+			errmsg(LOCK_MESSAGE, name));
 	PG_RETURN_VOID();
 }

@@ -30,6 +30,8 @@ typedef struct SagaCallRequest
 {
 	const SagaDefinition *definition;
 	int			step;
+	int			element;		/* 0 if the step is not foreach */
+	int			round;			/* saga_machine_round() */
 	SagaOperation operation;
 	int			attempt;
 	int64		saga_id;
@@ -37,11 +39,21 @@ typedef struct SagaCallRequest
 	const char *key;			/* may be NULL */
 	const char *traceparent;	/* may be NULL */
 	const Jsonb *input;
-	const Jsonb *const *results;	/* of the actions, by position; NULL = none */
+	const Jsonb *const *results;	/* of the actions, by position; NULL = none.
+									 * Only those before the step are used */
+	const Jsonb *element_value; /* foreach: the element; else NULL */
+	const Jsonb *own_result;	/* compensation, confirmation: the action's, of
+								 * this element; may be NULL */
 	bool		in_worker;		/* a saga worker: nothing in the session is
 								 * anybody else's */
 	bool		in_batch;		/* others share the transaction */
 	TimestampTz batch_end;		/* in_batch: when the batch's time is over */
+
+	/* Has the saga, or its tree, this lock?  Asked by saga.lock(), within the
+	 * operation and as its user: it switches to the owner by itself.  NULL =
+	 * it has none */
+	bool		(*holds_lock) (const struct SagaCallRequest *request,
+							   const char *name);
 } SagaCallRequest;
 
 typedef enum SagaCallOutcome
@@ -49,6 +61,9 @@ typedef enum SagaCallOutcome
 	SAGA_CALL_SUCCEEDED,
 	SAGA_CALL_FAILED,
 	SAGA_CALL_LATER,			/* saga.retry_later() */
+	SAGA_CALL_NOT_TAKEN,		/* an action: its condition is false or null */
+	SAGA_CALL_LOCK,				/* saga.lock(): rolled back, uncounted; to be
+								 * called again when the saga has that lock */
 	SAGA_CALL_ALONE				/* rolled back, uncounted: to be run alone */
 } SagaCallOutcome;
 
@@ -56,7 +71,12 @@ typedef struct SagaCallReport
 {
 	SagaCallOutcome outcome;
 	Jsonb	   *result;			/* SUCCEEDED: may be NULL */
-	SagaError	error;			/* FAILED, LATER, ALONE: why */
+	TimestampTz time;			/* SUCCEEDED, of a timer: when it is to fire, at
+								 * the earliest now */
+	const char *lock;			/* LOCK: its name, ... */
+	int64		lock_timeout;	/* ... and how long to wait; microseconds, 0 = no
+								 * limit */
+	SagaError	error;			/* FAILED, LATER, LOCK, ALONE: why */
 	bool		by_fail;		/* FAILED by saga.fail(): final whatever the policy */
 	bool		timed_out;		/* FAILED by the step's timeout: a suspect */
 	bool		canceled;		/* somebody canceled it, or the statement_timeout
@@ -71,7 +91,12 @@ typedef struct SagaCallReport
 } SagaCallReport;
 
 /*
- * Run one operation.  Everything in the report is in CurrentMemoryContext.
+ * Run one operation.  For an action with a condition that is called first, in
+ * the same subtransaction and under the same timeout; where the step has no
+ * function for the operation (a signal, a timer of fixed length, a child with
+ * its parent's input) that is all: SUCCEEDED with a NULL result.
+ *
+ * Everything in the report is in CurrentMemoryContext.
  * An error of the operation is reported, not raised; what is raised ends the
  * transaction (FATAL, or an error outside the operation's subtransaction).
  * The transaction is the engine's own, of the isolation level that the step
@@ -96,7 +121,12 @@ extern void saga_call_clean_session(void);
  * attempts.  Allocated in CurrentMemoryContext. */
 extern char *saga_call_idempotency_key(const pg_uuid_t *token,
 									   const char *step, int element,
-									   SagaOperation operation);
+									   int round, SagaOperation operation);
+
+/* Has this operation nothing to call: no function and, of an action, no
+ * condition?  Then it needs no saga_call_run(). */
+extern bool saga_call_is_trivial(const SagaStep *step,
+								 SagaOperation operation);
 
 /* Is an operation running in this backend? */
 extern bool saga_call_is_running(void);

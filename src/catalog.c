@@ -90,7 +90,8 @@ static Oid	definition_relation = InvalidOid;
 
 #define VERSION_COLUMNS \
 	"v.id, d.id, v.name, v.version, d.owner, d.owner_name, d.enabled, " \
-	"d.max_running, d.deadline, v.steps "
+	"d.max_running, d.deadline, v.steps, d.exclusive, d.exclusive_until, " \
+	"d.exclusive_timeout "
 
 
 /* ---- rows ------------------------------------------------------------- */
@@ -315,6 +316,28 @@ interval_microseconds(const Interval *interval)
 	return interval->day * USECS_PER_DAY + interval->time;
 }
 
+/* The lock of whole sagas, of the row that was read.  Its step is kept by name,
+ * and this version may have no such step. */
+static void
+set_exclusive(SagaDefinition *def, MemoryContext context)
+{
+	MemoryContext old = MemoryContextSwitchTo(context);
+	char	   *path = row_text(0, 11);
+	char	   *until = row_text(0, 12);
+
+	def->exclusive_until = -1;
+	if (path != NULL)
+	{
+		saga_definition_input_path(path, "exclusive", def->name,
+								   &def->exclusive);
+		if (until != NULL)
+			def->exclusive_until = saga_definition_step(def, until);
+		def->exclusive_timeout = row_is_null(0, 13) ? SAGA_EXCLUSIVE_TIMEOUT :
+			interval_microseconds(DatumGetIntervalP(row_datum(0, 13)));
+	}
+	MemoryContextSwitchTo(old);
+}
+
 /* Make a cached version of the row of VERSION_COLUMNS that was read. */
 static CachedVersion *
 make_version(uint32 stamp)
@@ -342,6 +365,7 @@ make_version(uint32 stamp)
 				interval_microseconds(DatumGetIntervalP(row_datum(0, 9)));
 	}
 	saga_definition_build(def, DatumGetJsonbP(row_datum(0, 10)), context);
+	set_exclusive(def, context);
 	load_grants(version);
 	return version;
 }
@@ -518,18 +542,24 @@ may_begin(const CachedVersion *version, Oid user)
 }
 
 static void
+check_may_begin(const CachedVersion *version)
+{
+	if (!may_begin(version, GetUserId()))
+		ereport(ERROR,
+				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				errmsg("permission denied for saga definition \"%s\"",
+					   version->definition.name),
+				errhint("Its owner can allow it with saga.grant_begin()."));
+}
+
+static void
 check_begin(const CachedVersion *version, bool trust_definition)
 {
 	const SagaDefinition *def = &version->definition;
 	RoleRef		owner = {def->owner, def->owner_name};
 	Oid			user = GetUserId();
 
-	if (!may_begin(version, user))
-		ereport(ERROR,
-				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				errmsg("permission denied for saga definition \"%s\"",
-					   def->name),
-				errhint("Its owner can allow it with saga.grant_begin()."));
+	check_may_begin(version);
 	if (!trust_definition && superuser_arg(user) &&
 		!(role_is_there(&owner) && superuser_arg(owner.oid)))
 		ereport(ERROR,
@@ -557,7 +587,7 @@ raise_undefined(const char *name)
 }
 
 const SagaDefinition *
-saga_catalog_for_begin(const char *name, bool trust_definition)
+saga_catalog_for_begin(const char *name, bool trust_definition, bool wait)
 {
 	int32		locked = 0;
 
@@ -579,8 +609,28 @@ saga_catalog_for_begin(const char *name, bool trust_definition)
 		 * locked is not it.
 		 */
 		locked = def->definition_id;
-		LockDatabaseObject(definition_relation, locked, 0, AccessShareLock);
+		if (wait)
+			LockDatabaseObject(definition_relation, locked, 0,
+							   AccessShareLock);
+		else if (!ConditionalLockDatabaseObject(definition_relation, locked, 0,
+												AccessShareLock))
+			ereport(ERROR,
+					errcode(ERRCODE_LOCK_NOT_AVAILABLE),
+					errmsg("could not obtain lock on saga definition \"%s\"",
+						   name),
+					errdetail("It is about to be dropped."));
 	}
+}
+
+const SagaDefinition *
+saga_catalog_for_child(const char *name)
+{
+	const SagaDefinition *def = saga_catalog_newest(name);
+
+	if (def == NULL)
+		raise_undefined(name);
+	check_may_begin((const CachedVersion *) def);
+	return def;
 }
 
 
@@ -731,14 +781,61 @@ saga_catalog_define(const char *name, Jsonb *steps)
 	return version;
 }
 
+/* What is there of the lock of whole sagas, or is given with it. */
+static void
+check_exclusive(const char *name, int32 id,
+				const SagaCatalogSettings *settings,
+				const SagaDefinition *newest)
+{
+	Oid			types[] = {INT4OID};
+	Datum		values[] = {Int32GetDatum(id)};
+	const char *until = settings->exclusive_until;
+
+	if (until == NULL && settings->exclusive_timeout == NULL)
+		return;
+	if (settings->exclusive == NULL)
+	{
+		read_latest("SELECT d.exclusive FROM saga.definition d "
+					"WHERE d.id = $1", 1, types, values);
+		if (row_is_null(0, 1))
+			ereport(ERROR,
+					errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+					errmsg("saga definition \"%s\" has no exclusive", name),
+					errdetail("Without it, exclusive_until and exclusive_timeout have no meaning."));
+	}
+	if (until != NULL && until[0] != '\0' && newest != NULL &&
+		saga_definition_step(newest, until) < 0)
+		ereport(ERROR,
+				errcode(ERRCODE_UNDEFINED_OBJECT),
+				errmsg("saga definition \"%s\" has no step \"%s\"",
+					   name, until),
+				errhint("exclusive_until names the step of its newest version with whose end the lock is given back."));
+}
+
+static Datum
+text_or_null(const char *text, char *null)
+{
+	*null = text == NULL ? 'n' : ' ';
+	return text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
+}
+
+static Datum
+interval_or_null(const Interval *interval, char *null)
+{
+	*null = interval == NULL ? 'n' : ' ';
+	return IntervalPGetDatum(interval);
+}
+
 void
 saga_catalog_configure(const char *name, const SagaCatalogSettings *settings)
 {
 	Interval	zero = {0, 0, 0};
+	Interval	hour = {SAGA_EXCLUSIVE_TIMEOUT, 0, 0};
 	Oid			types[] = {INT4OID, BOOLOID, INT4OID, INTERVALOID, INTERVALOID,
-	INTERVALOID};
-	Datum		values[6];
-	char		nulls[] = "      ";
+	INTERVALOID, TEXTOID, TEXTOID, INTERVALOID, INTERVALOID};
+	Datum		values[10];
+	char		nulls[] = "          ";
+	const SagaDefinition *newest = saga_catalog_newest(name);
 	SagaOwnerSwitch owner;
 	Oid			user = GetUserId();
 	DefinitionRow row;
@@ -746,25 +843,34 @@ saga_catalog_configure(const char *name, const SagaCatalogSettings *settings)
 	PreventCommandIfReadOnly("saga.configure()");
 	saga_owner_enter(&owner);
 	lock_for_change(name, false, user, &row);
+	check_exclusive(name, row.id, settings, newest);
 	values[0] = Int32GetDatum(row.id);
 	values[1] = BoolGetDatum(settings->enabled != NULL && *settings->enabled);
 	nulls[1] = settings->enabled == NULL ? 'n' : ' ';
 	values[2] = Int32GetDatum(settings->max_running != NULL ?
 							  *settings->max_running : 0);
 	nulls[2] = settings->max_running == NULL ? 'n' : ' ';
-	values[3] = IntervalPGetDatum(settings->deadline);
-	nulls[3] = settings->deadline == NULL ? 'n' : ' ';
-	values[4] = IntervalPGetDatum(settings->retention);
-	nulls[4] = settings->retention == NULL ? 'n' : ' ';
+	values[3] = interval_or_null(settings->deadline, &nulls[3]);
+	values[4] = interval_or_null(settings->retention, &nulls[4]);
 	values[5] = IntervalPGetDatum(&zero);
+	values[6] = text_or_null(settings->exclusive, &nulls[6]);
+	values[7] = text_or_null(settings->exclusive_until, &nulls[7]);
+	values[8] = interval_or_null(settings->exclusive_timeout, &nulls[8]);
+	values[9] = IntervalPGetDatum(&hour);
 	write_rows("UPDATE saga.definition SET "
 			   "enabled = COALESCE($2, enabled), "
 			   "max_running = CASE WHEN $3 IS NULL THEN max_running "
 			   "ELSE NULLIF($3, 0) END, "
 			   "deadline = CASE WHEN $4 IS NULL THEN deadline "
 			   "ELSE NULLIF($4, $6) END, "
-			   "retention = COALESCE($5, retention) "
-			   "WHERE id = $1", 6, types, values, nulls);
+			   "retention = COALESCE($5, retention), "
+			   "exclusive = NULLIF(COALESCE($7, exclusive), ''), "
+			   "exclusive_until = CASE WHEN $7 = '' THEN NULL "
+			   "ELSE NULLIF(COALESCE($8, exclusive_until), '') END, "
+			   "exclusive_timeout = CASE "
+			   "WHEN COALESCE($7, exclusive, '') = '' THEN NULL "
+			   "ELSE COALESCE($9, exclusive_timeout, $10) END "
+			   "WHERE id = $1", 10, types, values, nulls);
 	changed();
 	saga_owner_leave(&owner);
 }

@@ -22,10 +22,16 @@ extern const SagaDefinition *saga_catalog_newest(const char *name);
 /*
  * The newest version of a name, for begin: holds off saga.drop_definition()
  * until the end of the transaction, and raises when there is none, it is not
- * enabled, or the current user may not begin it.
+ * enabled, or the current user may not begin it; without "wait" also (55P03)
+ * when it is about to be dropped.
  */
 extern const SagaDefinition *saga_catalog_for_begin(const char *name,
-													bool trust_definition);
+													bool trust_definition,
+													bool wait);
+
+/* The newest version of a name that a step has for its child; raises when there
+ * is none, or the current user may not begin it. */
+extern const SagaDefinition *saga_catalog_for_child(const char *name);
 
 extern void saga_catalog_forget_old(void);
 
@@ -50,6 +56,9 @@ typedef struct SagaCatalogSettings
 	const int  *max_running;	/* 0 = no limit */
 	const Interval *deadline;	/* zero = none */
 	const Interval *retention;
+	const char *exclusive;		/* "" = none, nor the next two */
+	const char *exclusive_until;	/* name of a step; "" = none */
+	const Interval *exclusive_timeout;	/* zero = no limit */
 } SagaCatalogSettings;
 
 extern void saga_catalog_configure(const char *name,

@@ -2,7 +2,7 @@
  * define.c
  *		Owns the SQL-callable functions about definitions.
  *
- * They run with the rights of their caller: definition.c looks functions up as
+ * They run with the rights of their caller: functions.c looks functions up as
  * it, catalog.c asks whether it may, and switches to the owner of the tables
  * only around its own statements.
  *
@@ -22,12 +22,16 @@
 
 #include "catalog.h"
 #include "compat.h"
+#include "defcheck.h"
 #include "definition.h"
 #include "json.h"
 #include "shared.h"
 
 PG_FUNCTION_INFO_V1(saga_retry_policy);
 PG_FUNCTION_INFO_V1(saga_step);
+PG_FUNCTION_INFO_V1(saga_timer_step);
+PG_FUNCTION_INFO_V1(saga_signal_step);
+PG_FUNCTION_INFO_V1(saga_child_step);
 PG_FUNCTION_INFO_V1(saga_define);
 PG_FUNCTION_INFO_V1(saga_configure);
 PG_FUNCTION_INFO_V1(saga_drop_definition);
@@ -59,6 +63,21 @@ put_double(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
 {
 	if (!PG_ARGISNULL(n))
 		saga_json_put_double(writer, field, PG_GETARG_FLOAT8(n));
+}
+
+static void
+put_int(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
+		const char *field)
+{
+	if (!PG_ARGISNULL(n))
+		saga_json_put_int(writer, field, PG_GETARG_INT32(n));
+}
+
+static void
+put_text(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
+		 const char *field)
+{
+	saga_json_put_string(writer, field, text_argument(fcinfo, n));
 }
 
 static void
@@ -145,8 +164,7 @@ saga_retry_policy(PG_FUNCTION_ARGS)
 	SagaJsonWriter writer = NULL;
 
 	saga_json_begin_object(&writer);
-	if (!PG_ARGISNULL(0))
-		saga_json_put_int(&writer, "max_attempts", PG_GETARG_INT32(0));
+	put_int(&writer, fcinfo, 0, "max_attempts");
 	put_interval(&writer, fcinfo, 1, "initial_delay", where);
 	put_interval(&writer, fcinfo, 2, "max_delay", where);
 	put_double(&writer, fcinfo, 3, "multiplier");
@@ -157,43 +175,197 @@ saga_retry_policy(PG_FUNCTION_ARGS)
 												   where));
 }
 
-/* Checks little: saga.define() does, and hand-made steps need it anyway. */
+/*
+ * The functions that make steps check little: saga.define() does, and
+ * hand-made steps need it anyway.
+ */
+static const char *
+begin_step(SagaJsonWriter *writer, FunctionCallInfo fcinfo, SagaStepKind kind)
+{
+	char	   *name = text_argument(fcinfo, 0);
+
+	saga_json_begin_object(writer);
+	saga_json_put_string(writer, "kind", saga_step_kind_name(kind));
+	saga_json_put_string(writer, "name", name);
+	return name == NULL ? "step" : psprintf("step \"%s\"", name);
+}
+
+/* Three parameters, of which the first is number "n". */
+static void
+put_savepoint(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n)
+{
+	put_true(writer, fcinfo, n, "savepoint");
+	put_text(writer, fcinfo, n + 1, "and_then");
+	put_int(writer, fcinfo, n + 2, "recoveries");
+}
+
+/* Likewise. */
+static void
+put_loop(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n)
+{
+	put_text(writer, fcinfo, n, "foreach");
+	put_int(writer, fcinfo, n + 1, "parallel");
+	put_int(writer, fcinfo, n + 2, "quorum");
+}
+
+/* Likewise. */
+static void
+put_lock(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
+		 const char *where)
+{
+	put_text(writer, fcinfo, n, "exclusive");
+	put_text(writer, fcinfo, n + 1, "exclusive_until");
+	put_interval(writer, fcinfo, n + 2, "exclusive_timeout", where);
+}
+
+/* Two of them. */
+static void
+put_conditions(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
+			   const char *where)
+{
+	put_texts(writer, fcinfo, n, "after", where);
+	put_text(writer, fcinfo, n + 1, "only_if");
+}
+
 Datum
 saga_step(PG_FUNCTION_ARGS)
 {
-	char	   *name = text_argument(fcinfo, 0);
-	const char *where = name == NULL ? "step" : psprintf("step \"%s\"", name);
 	SagaJsonWriter writer = NULL;
+	const char *where = begin_step(&writer, fcinfo, SAGA_KIND_LOCAL);
 
-	saga_json_begin_object(&writer);
-	saga_json_put_string(&writer, "kind", "local");
-	saga_json_put_string(&writer, "name", name);
-	saga_json_put_string(&writer, "action", text_argument(fcinfo, 1));
-	saga_json_put_string(&writer, "compensation", text_argument(fcinfo, 2));
+	put_text(&writer, fcinfo, 1, "action");
+	put_text(&writer, fcinfo, 2, "compensation");
 	put_true(&writer, fcinfo, 3, "pivot");
 	put_interval(&writer, fcinfo, 4, "timeout", where);
 	put_jsonb(&writer, fcinfo, 5, "retry");
 	put_interval(&writer, fcinfo, 6, "compensation_timeout", where);
 	put_jsonb(&writer, fcinfo, 7, "compensation_retry");
-	saga_json_put_string(&writer, "isolation", text_argument(fcinfo, 8));
+	put_text(&writer, fcinfo, 8, "isolation");
 	put_true(&writer, fcinfo, 9, "durable");
+	put_conditions(&writer, fcinfo, 10, where);
+	put_loop(&writer, fcinfo, 12);
+	put_text(&writer, fcinfo, 15, "confirmation");
+	put_interval(&writer, fcinfo, 16, "confirmation_timeout", where);
+	put_jsonb(&writer, fcinfo, 17, "confirmation_retry");
+	put_savepoint(&writer, fcinfo, 18);
+	put_lock(&writer, fcinfo, 21, where);
+	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
+}
+
+Datum
+saga_timer_step(PG_FUNCTION_ARGS)
+{
+	SagaJsonWriter writer = NULL;
+	const char *where = begin_step(&writer, fcinfo, SAGA_KIND_TIMER);
+
+	put_interval(&writer, fcinfo, 1, "delay", where);
+	put_text(&writer, fcinfo, 2, "until");
+	put_true(&writer, fcinfo, 3, "pivot");
+	put_interval(&writer, fcinfo, 4, "timeout", where);
+	put_jsonb(&writer, fcinfo, 5, "retry");
+	put_conditions(&writer, fcinfo, 6, where);
+	put_savepoint(&writer, fcinfo, 8);
+	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
+}
+
+Datum
+saga_signal_step(PG_FUNCTION_ARGS)
+{
+	SagaJsonWriter writer = NULL;
+	const char *where = begin_step(&writer, fcinfo, SAGA_KIND_SIGNAL);
+
+	put_interval(&writer, fcinfo, 1, "timeout", where);
+	put_jsonb(&writer, fcinfo, 2, "otherwise");
+	put_true(&writer, fcinfo, 3, "pivot");
+	put_conditions(&writer, fcinfo, 4, where);
+	put_savepoint(&writer, fcinfo, 6);
+	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
+}
+
+Datum
+saga_child_step(PG_FUNCTION_ARGS)
+{
+	SagaJsonWriter writer = NULL;
+	const char *where = begin_step(&writer, fcinfo, SAGA_KIND_CHILD);
+
+	put_text(&writer, fcinfo, 1, "definition");
+	put_text(&writer, fcinfo, 2, "input");
+	put_true(&writer, fcinfo, 3, "pivot");
+	put_interval(&writer, fcinfo, 4, "timeout", where);
+	put_jsonb(&writer, fcinfo, 5, "retry");
+	put_conditions(&writer, fcinfo, 6, where);
+	put_loop(&writer, fcinfo, 8);
+	put_savepoint(&writer, fcinfo, 11);
+	put_lock(&writer, fcinfo, 14, where);
 	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
 }
 
 
 /* ---- definitions ------------------------------------------------------ */
 
+static void
+describe_step(void *arg)
+{
+	errcontext("step \"%s\"", ((const SagaStep *) arg)->name);
+}
+
+/*
+ * The definition of a child: there, open to the current user, and without a
+ * pivot as long as the child may have to go back.  Its later versions can
+ * break that; the step fails then.
+ */
+static void
+check_child(const SagaDefinition *def, int position)
+{
+	const SagaStep *step = &def->steps[position];
+	const SagaDefinition *child;
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = describe_step,
+		.arg = (void *) step
+	};
+
+	/* it may be its own child */
+	error_context_stack = &callback;
+	child = strcmp(step->child, def->name) == 0 ? def :
+		saga_catalog_for_child(step->child);
+	error_context_stack = callback.previous;
+	if (child->has_pivot && def->rules.steps[position].has_compensation)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("step \"%s\" cannot be a saga of definition \"%s\"",
+					   step->name, step->child),
+				errdetail("That has a pivot, so its saga could not be undone when this one goes back."),
+				errhint("Make the step the pivot of this definition, or put it after the pivot."));
+}
+
+static void
+check_children(const char *name, Jsonb *steps)
+{
+	SagaDefinition def = {.name = name};
+
+	saga_definition_build(&def, steps, CurrentMemoryContext);
+	for (int i = 0; i < def.rules.nsteps; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (def.steps[i].kind == SAGA_KIND_CHILD)
+			check_child(&def, i);
+	}
+}
+
 Datum
 saga_define(PG_FUNCTION_ARGS)
 {
 	char	   *name = definition_argument(fcinfo);
-	ArrayType  *steps;
+	ArrayType  *array;
+	Jsonb	   *steps;
 
 	refuse_if_restricted("saga.define()");
-	steps = PG_ARGISNULL(1) ? construct_empty_array(JSONBOID) :
+	array = PG_ARGISNULL(1) ? construct_empty_array(JSONBOID) :
 		PG_GETARG_ARRAYTYPE_P(1);
-	PG_RETURN_INT32(saga_catalog_define(name,
-										saga_definition_check(name, steps)));
+	steps = saga_definition_check(name, array);
+	check_children(name, steps);
+	PG_RETURN_INT32(saga_catalog_define(name, steps));
 }
 
 static void
@@ -239,6 +411,41 @@ check_max_running(int max_running, const char *where)
 				errdetail("It must be at least 1, or zero for no limit."));
 }
 
+static void
+check_exclusive_timeout(const Interval *timeout, const char *where)
+{
+	if (saga_definition_microseconds(timeout, "exclusive_timeout", where) < 0)
+		saga_definition_invalid("exclusive_timeout", where,
+								"It must be from 0, which is no limit, to 100 years.");
+}
+
+/* The lock of whole sagas: arguments 5 to 7. */
+static void
+read_exclusive(FunctionCallInfo fcinfo, const char *where,
+			   SagaCatalogSettings *settings)
+{
+	SagaPath	path;
+
+	settings->exclusive = text_argument(fcinfo, 5);
+	settings->exclusive_until = text_argument(fcinfo, 6);
+	if (!PG_ARGISNULL(7))
+	{
+		settings->exclusive_timeout = PG_GETARG_INTERVAL_P(7);
+		check_exclusive_timeout(settings->exclusive_timeout, where);
+	}
+	if (settings->exclusive == NULL)
+		return;
+	if (settings->exclusive[0] != '\0')
+		saga_definition_input_path(settings->exclusive, "exclusive", where,
+								   &path);
+	else if (settings->exclusive_until != NULL ||
+			 settings->exclusive_timeout != NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("exclusive of %s is removed", where),
+				errdetail("Without it, exclusive_until and exclusive_timeout have no meaning."));
+}
+
 Datum
 saga_configure(PG_FUNCTION_ARGS)
 {
@@ -270,6 +477,7 @@ saga_configure(PG_FUNCTION_ARGS)
 		enabled = PG_GETARG_BOOL(4);
 		settings.enabled = &enabled;
 	}
+	read_exclusive(fcinfo, where, &settings);
 	saga_catalog_configure(name, &settings);
 	if (settings.max_running != NULL)
 		saga_wake_database();	/* those in line may have a place now */

@@ -1,7 +1,7 @@
 /*
  * definition.h
  *		What a definition is: its steps as the engine uses them, made from the
- *		jsonb that the table stores, and the checks that saga.define() makes.
+ *		jsonb that the table stores.
  *
  * Any backend.  No SQL on saga's tables here: catalog.c has that.
  */
@@ -13,20 +13,73 @@
 #include "utils/jsonb.h"
 #include "utils/palloc.h"
 
+#include "functions.h"			/* callers look those of the steps up */
 #include "machine.h"
 
 /* SagaStep.isolation when the role's default is to be used. */
 #define SAGA_ISOLATION_DEFAULT	(-1)
 
+/* exclusive_timeout of those that do not say, in microseconds. */
+#define SAGA_EXCLUSIVE_TIMEOUT	USECS_PER_HOUR
+
+/* Who carries a step out; in SQL the same word in small letters. */
+typedef enum SagaStepKind
+{
+	SAGA_KIND_LOCAL,			/* functions of this database */
+	SAGA_KIND_TIMER,			/* waits for a time */
+	SAGA_KIND_SIGNAL,			/* waits for saga.signal() */
+	SAGA_KIND_CHILD				/* another saga */
+} SagaStepKind;
+
+#define SAGA_NKIND	(SAGA_KIND_CHILD + 1)
+
+/* "local", "timer" ...; never NULL. */
+extern const char *saga_step_kind_name(SagaStepKind kind);
+
+/* The other way; false for a word that is none of theirs. */
+extern bool saga_step_kind_parse(const char *name, SagaStepKind *kind);
+
+/*
+ * Where in the data of a saga a value is: "items" or "order.items" is in its
+ * input, "plan.parcels" in the result of step "plan" if the step that says so
+ * comes after a step of that name.  In a foreach step, outside its own
+ * "foreach", the first field is looked for in the element before; "element"
+ * is the element itself if it has no such field.  Names that contain dots are
+ * out of reach, and so are the elements of arrays.
+ */
+typedef struct SagaPath
+{
+	const char *text;			/* as given; NULL = there is none */
+	int			step;			/* position, or -1: the input */
+	int			nfields;		/* after the step's name; may be 0 then */
+	const char *const *fields;
+} SagaPath;
+
 typedef struct SagaStep
 {
 	const char *name;
-	const char *kind;			/* "local"; others come with their own files */
-	const char *function[SAGA_NOPERATION];	/* "schema"."name"(types), or NULL */
+	SagaStepKind kind;
+
+	/* "schema"."name"(types), or NULL.  Of a timer the action returns the
+	 * time (timestamptz or interval), of a child the input; NULL: see below */
+	const char *function[SAGA_NOPERATION];
+	const char *condition;		/* only_if, returns boolean; NULL = always */
 	int64		timeout[SAGA_NOPERATION];	/* of an attempt, microseconds; 0 =
 											 * saga.step_timeout */
 	int			isolation;		/* XACT_..., or SAGA_ISOLATION_DEFAULT */
 	bool		durable;		/* effects outside: commit at once, flushed */
+	SagaPath	foreach;
+	SagaPath	exclusive;		/* the value is the name of the lock */
+	int			exclusive_until;	/* position of the step with whose end the
+									 * lock is given back; -1 = with the saga's */
+	int64		exclusive_timeout;	/* microseconds; 0 = no limit */
+	int64		duration;		/* TIMER without action: how long; SIGNAL: how
+								 * long at most; microseconds, 0 = no limit */
+	Jsonb	   *fallback;		/* SIGNAL: the result when the time is over; NULL
+								 * = it fails then */
+	const char *child;			/* CHILD: name of the definition.  Without an
+								 * action the child's input is the parent's, or
+								 * the element */
 } SagaStep;
 
 /* One version of a definition, with the settings of the whole. */
@@ -41,27 +94,37 @@ typedef struct SagaDefinition
 	bool		enabled;
 	int			max_running;	/* 0 = no limit */
 	int64		deadline;		/* microseconds after begin; 0 = none */
+	SagaPath	exclusive;		/* of saga.configure(): in the input */
+	int			exclusive_until;	/* position in this version, or -1 */
+	int64		exclusive_timeout;	/* microseconds; 0 = no limit */
 	SagaRules	rules;			/* nsteps, and what the machine needs of each */
 	const SagaStep *steps;		/* rules.nsteps of them */
 	const int16 *by_name;		/* positions of the steps, by their names */
+	bool		has_pivot;
+	bool		has_exclusive;	/* a step has */
 
 	/* names of parameters without a default, of actions and compensations,
-	 * that no step provides: the input of a saga must have a field of each */
+	 * that no step before provides: the input of a saga must have a field of
+	 * each.  Those of foreach steps are not among them: the elements may
+	 * provide them */
 	int			nrequired;
 	const char *const *required;
 } SagaDefinition;
 
+/*
+ * The names of isolation levels that a step may say, in the order of their
+ * strength; the end has NULL.
+ */
+typedef struct SagaIsolationLevel
+{
+	const char *name;
+	int			level;			/* XACT_... */
+} SagaIsolationLevel;
+
+extern const SagaIsolationLevel saga_isolation_levels[];
+
 /* The most bytes in the name of a definition or of a step. */
 #define SAGA_MAX_NAME	(NAMEDATALEN - 1)
-
-/*
- * Check what saga.define() was given and return it in the form that is stored:
- * a jsonb array of objects, functions resolved (as the current user, under its
- * search_path) and written as qualified signatures, defaults filled in, so
- * that equal definitions are equal jsonb.  Raises on anything that is wrong,
- * naming the step, with a hint.
- */
-extern Jsonb *saga_definition_check(const char *name, ArrayType *steps);
 
 /*
  * Make the steps and rules of "def" from the stored form, in "context".  The
@@ -71,13 +134,13 @@ extern Jsonb *saga_definition_check(const char *name, ArrayType *steps);
 extern void saga_definition_build(SagaDefinition *def, Jsonb *stored,
 								  MemoryContext context);
 
-/*
- * The default of "retry" and of "compensation_retry", and a policy given as
- * jsonb, checked and with its defaults filled in; "where" names it in errors.
- */
+/* The default of "retry", "compensation_retry" and "confirmation_retry". */
 extern void saga_definition_default_policy(SagaOperation operation,
 										   SagaRetryPolicy *policy);
-extern Jsonb *saga_definition_check_policy(Jsonb *policy, const char *where);
+
+/* Raises: this field, which stands there, cannot be so. */
+extern void saga_definition_invalid(const char *field, const char *where,
+									const char *detail) pg_attribute_noreturn();
 
 /* Microseconds of an interval without months; raises on others, naming the
  * field and where it stands. */
@@ -89,14 +152,39 @@ extern int64 saga_definition_microseconds(const Interval *interval,
  * whatever "kind" says. */
 extern void saga_definition_check_name(const char *name, const char *kind);
 
+/*
+ * Raises unless the input can be that of a saga of this definition: it is an
+ * object with the fields that steps need and nothing else provides, and a
+ * scalar where "exclusive" wants one.
+ */
+extern void saga_definition_check_input(const SagaDefinition *def,
+										Jsonb *input);
+
+/* The deadline of a saga that starts then (0: now), 0 if it has none. */
+extern TimestampTz saga_definition_deadline(const SagaDefinition *def,
+											TimestampTz start_at);
+
 /* Position of the step of this name, or -1. */
 extern int	saga_definition_step(const SagaDefinition *def, const char *name);
 
+/* Likewise, but only if step "before" depends on it: whose result that step
+ * can use.  -1 also for "before" itself. */
+extern int	saga_definition_earlier_step(const SagaDefinition *def,
+										 const char *name, int before);
+
 /*
- * The function of a stored signature, checked again (it may have been dropped
- * or replaced since): returns its OID.  Raises 42883 or 42P13, and 42501 when
- * the current user has no USAGE on its schema.
+ * Make a path of what saga.configure(exclusive => ...) was given: in the
+ * input, for all versions.  In CurrentMemoryContext.  Raises if it is not one.
  */
-extern Oid	saga_definition_function(const char *signature);
+extern void saga_definition_input_path(const char *text, const char *field,
+									   const char *where, SagaPath *path);
+
+/*
+ * The value at a path; false if there is none, or it is null.  "element" is
+ * that of a foreach step, or NULL; "results" are by position of the step.
+ */
+extern bool saga_path_find(const SagaPath *path, const Jsonb *input,
+						   const Jsonb *const *results, const Jsonb *element,
+						   JsonbValue *value);
 
 #endif							/* SAGA_DEFINITION_H */

@@ -24,880 +24,34 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "common/pg_prng.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/guc.h"
-#include "utils/hsearch.h"
 #include "utils/memutils.h"
-#include "utils/plancache.h"
 #include "utils/timestamp.h"
 
+#include "advance.h"
 #include "call.h"
 #include "catalog.h"
 #include "compat.h"
 #include "engine.h"
-#include "errcodes.h"
 #include "guc.h"
-#include "json.h"
+#include "locks.h"
 #include "owner.h"
+#include "record.h"
 #include "store.h"
 
 /* So many transactions a saga may have before others get their turn. */
 #define MAX_ROUNDS		16
 
-/* Commit a batch before the shared cache of subtransactions (64) is full:
- * when another operation like the last one might fill it. */
-#define MAX_SUBXIDS		62
-
-/* So often an operation that waits for a lock is tried again in a batch. */
-#define MAX_COLLISIONS	3
-
 /* So often a transaction of one saga that met a conflict is done again. */
 #define MAX_CONFLICTS	3
-
-/* One saga of a run. */
-typedef struct Member
-{
-	SagaRef		ref;
-	Saga	   *saga;			/* NULL = not loaded, or not to be had */
-	int			isolation;		/* of its next transaction */
-	bool		active;			/* has, or may have, something to do */
-	bool		alone;			/* not in a transaction with others */
-	bool		misplaced;		/* a suspect that was not taken as one */
-	bool		replanned;		/* plans were thrown away for it */
-	int			collisions;		/* how often its operation met another batch's
-								 * locks, or another batch met its */
-
-	/* within one transaction */
-	bool		operated;		/* an operation was called */
-	bool		wants_place;
-	bool		got_stuck;
-	SagaOperationRef operation;	/* the one that was called */
-	TimestampTz operation_started_at;
-} Member;
-
-/* A run. */
-typedef struct Run
-{
-	const SagaDriver *driver;
-	SagaRunResult *result;
-	MemoryContext memory;
-	Oid			role;			/* InvalidOid: whose ever, without operations */
-	Member	   *members;
-	int			nmembers;
-	SagaError  *commit_error;	/* record this instead of calling anything */
-	const SagaLost *lost;		/* record that the process ended during this */
-	bool		interrupted;	/* in the foreground: the user cancelled */
-	bool		out_of_time;	/* ... or rather, statement_timeout passed */
-	bool		soiled;			/* an operation may have left something in the
-								 * session */
-
-	/* within one transaction */
-	int			isolation;
-	bool		in_batch;
-	bool		stop;			/* call nothing more in this one */
-	bool		flush;			/* commit as the role's synchronous_commit says */
-	bool		force;			/* commit synchronously, whatever that says */
-	bool		any_final;		/* a saga has ended */
-	TimestampTz batch_end;
-} Run;
-
-/* A step that cannot share a transaction, as this process has learned. */
-typedef struct AloneKey
-{
-	int32		version_id;
-	int32		step;
-	int32		operation;
-} AloneKey;
-
-static HTAB *alone_steps = NULL;
-
-
-/* ---- what this process has learned ------------------------------------- */
-
-static AloneKey
-make_alone_key(const Saga *saga, const SagaTodo *todo)
-{
-	AloneKey	key = {saga->definition->id, todo->step, todo->operation};
-
-	return key;
-}
-
-static void
-remember_alone(const Saga *saga, const SagaTodo *todo)
-{
-	AloneKey	key = make_alone_key(saga, todo);
-	HASHCTL		control = {.keysize = sizeof(AloneKey),
-	.entrysize = sizeof(AloneKey)};
-
-	if (alone_steps != NULL && hash_get_num_entries(alone_steps) > 4096)
-	{
-		hash_destroy(alone_steps);
-		alone_steps = NULL;
-	}
-	if (alone_steps == NULL)
-		alone_steps = hash_create("saga steps that run alone", 64, &control,
-								  HASH_ELEM | HASH_BLOBS);
-	(void) hash_search(alone_steps, &key, HASH_ENTER, NULL);
-}
-
-static bool
-is_known_alone(const Saga *saga, const SagaTodo *todo)
-{
-	AloneKey	key = make_alone_key(saga, todo);
-
-	return alone_steps != NULL &&
-		hash_search(alone_steps, &key, HASH_FIND, NULL) != NULL;
-}
-
-
-/* ---- events -------------------------------------------------------------- */
-
-static const char *
-verdict_text(SagaVerdict verdict)
-{
-	switch (verdict)
-	{
-		case SAGA_VERDICT_APPLIED:
-			return "done";
-		case SAGA_VERDICT_FINAL:
-			return "refused: the saga had ended";
-		case SAGA_VERDICT_PIVOT:
-			return "refused: its pivot had succeeded";
-		case SAGA_VERDICT_BACKWARD:
-			return "refused: it was compensating already";
-		case SAGA_VERDICT_NOT_PAUSED:
-			return "refused: it was not paused";
-		case SAGA_VERDICT_PAUSED:
-			return "refused: it was paused";
-		case SAGA_VERDICT_STUCK:
-			return "refused: it was stuck";
-		case SAGA_VERDICT_NOTHING:
-			return "refused: no such operation was waiting or stuck";
-		case SAGA_VERDICT_STALE:
-			break;
-	}
-	return "refused: it was not the operation to do";
-}
-
-/*
- * Tell the machine, and mark every operation that it changed: other steps'
- * too, as when a saga turns back.
- */
-static SagaVerdict
-apply_event(Member *member, SagaEvent *event)
-{
-	Saga	   *saga = member->saga;
-	SagaState  *state = &saga->state;
-	Size		size = state->nsteps * sizeof(SagaStepState);
-	SagaStepState *before = palloc(size);
-	SagaVerdict verdict;
-
-	memcpy(before, state->steps, size);
-	verdict = saga_machine_apply(&saga->definition->rules, state, event);
-	if (verdict == SAGA_VERDICT_APPLIED)
-	{
-		saga->changed = true;
-		for (int step = 0; step < state->nsteps; step++)
-			for (int operation = 0; operation < SAGA_NOPERATION; operation++)
-				if (memcmp(&before[step].op[operation],
-						   &state->steps[step].op[operation],
-						   sizeof(SagaOpState)) != 0)
-					saga->ops[step][operation].changed = true;
-	}
-	pfree(before);
-	return verdict;
-}
-
-static SagaEvent
-make_event(SagaEventKind kind, int step, SagaOperation operation)
-{
-	SagaEvent	event = {
-		.kind = kind,
-		.step = step,
-		.operation = operation,
-		.now = GetCurrentTimestamp(),
-		.delay = -1,
-		.random = pg_prng_double(&pg_global_prng_state)
-	};
-
-	return event;
-}
-
-static Jsonb *
-error_to_jsonb(const char *step, const char *operation, const SagaError *error)
-{
-	SagaJsonWriter writer = NULL;
-
-	saga_json_begin_object(&writer);
-	saga_json_put_string(&writer, "step", step);
-	saga_json_put_string(&writer, "operation", operation);
-	saga_json_put_string(&writer, "sqlstate", error->sqlstate);
-	saga_json_put_string(&writer, "message", error->message);
-	saga_json_put_string(&writer, "detail", error->detail);
-	saga_json_put_string(&writer, "hint", error->hint);
-	saga_json_put_string(&writer, "context", error->context);
-	return saga_json_finish_object(&writer);
-}
-
-/* The first cause stays: what comes later is in the steps' own rows. */
-static void
-set_cause(Saga *saga, int step, int operation, const SagaError *error)
-{
-	if (saga->has_error)
-		return;
-	saga->error = error_to_jsonb(step < 0 ? NULL :
-								  saga->definition->steps[step].name,
-								  step < 0 ? NULL :
-								  saga_operation_name(operation), error);
-	saga->has_error = true;
-}
-
-static SagaError
-make_error(int sqlstate, const char *message, const char *detail)
-{
-	SagaError	error = {.message = message, .detail = detail};
-
-	strlcpy(error.sqlstate, unpack_sql_state(sqlstate), sizeof(error.sqlstate));
-	return error;
-}
-
-static void
-add_attempt(Saga *saga, const SagaTodo *todo, bool passing, const char *outcome,
-			const SagaError *error, TimestampTz started_at,
-			TimestampTz finished_at)
-{
-	SagaAttempt *attempt = palloc0(sizeof(SagaAttempt));
-	SagaError  *copy = palloc(sizeof(SagaError));
-
-	*copy = *error;
-	attempt->step = todo->step;
-	attempt->operation = todo->operation;
-	attempt->attempt = todo->attempt;
-	attempt->passing = passing;
-	attempt->outcome = outcome;
-	attempt->error = copy;
-	attempt->started_at = started_at;
-	attempt->finished_at = finished_at;
-	saga->attempts = lappend(saga->attempts, attempt);
-}
-
-/* Apply a failure of the operation in "todo" and keep its whole error. */
-static void
-record_failure(Run *run, Member *member, const SagaTodo *todo,
-			   SagaEventKind kind, bool passing, const char *outcome,
-			   const SagaError *error, TimestampTz started_at,
-			   TimestampTz finished_at)
-{
-	Saga	   *saga = member->saga;
-	SagaOpRow  *row = &saga->ops[todo->step][todo->operation];
-	SagaEvent	event = make_event(kind, todo->step, todo->operation);
-	bool		was_backward = saga->state.backward;
-
-	event.passing = passing;
-	if (apply_event(member, &event) != SAGA_VERDICT_APPLIED)
-		elog(ERROR, "the machine refused a failure of step %d of saga %lld",
-			 todo->step, (long long) saga->ref.id);
-	if (row->started_at == 0)
-		row->started_at = started_at;
-	row->finished_at = finished_at;
-	row->error = error_to_jsonb(NULL, NULL, error);
-	row->changed = true;
-	add_attempt(saga, todo, passing, outcome, error, started_at, finished_at);
-	if (saga->started_at == 0)
-		saga->started_at = started_at;
-	if (saga->state.backward != was_backward ||
-		saga->state.status == SAGA_STATUS_STUCK)
-		set_cause(saga, todo->step, todo->operation, error);
-	run->result->failed++;
-}
-
-static void
-record_success(Member *member, const SagaTodo *todo,
-			   const SagaCallReport *report)
-{
-	Saga	   *saga = member->saga;
-	SagaOpRow  *row = &saga->ops[todo->step][todo->operation];
-	SagaEvent	event = make_event(SAGA_EVENT_SUCCEEDED, todo->step,
-								   todo->operation);
-
-	if (apply_event(member, &event) != SAGA_VERDICT_APPLIED)
-		elog(ERROR, "the machine refused a success of step %d of saga %lld",
-			 todo->step, (long long) saga->ref.id);
-	if (row->started_at == 0)
-		row->started_at = report->started_at;
-	row->finished_at = report->finished_at;
-	row->result = report->result;
-	row->changed = true;
-	if (todo->operation == SAGA_OPERATION_ACTION)
-		saga->results[todo->step] = report->result;
-	if (saga->started_at == 0)
-		saga->started_at = report->started_at;
-	saga->suspect = false;
-	member->collisions = 0;
-}
-
-static void
-record_later(Member *member, const SagaTodo *todo,
-			 const SagaCallReport *report)
-{
-	Saga	   *saga = member->saga;
-	SagaOpRow  *row = &saga->ops[todo->step][todo->operation];
-	SagaEvent	event = make_event(SAGA_EVENT_LATER, todo->step,
-								   todo->operation);
-
-	event.delay = report->delay;
-	if (apply_event(member, &event) != SAGA_VERDICT_APPLIED)
-		elog(ERROR, "the machine refused a delay of step %d of saga %lld",
-			 todo->step, (long long) saga->ref.id);
-	if (row->started_at == 0)
-		row->started_at = report->started_at;
-	row->error = error_to_jsonb(NULL, NULL, &report->error);
-	row->changed = true;
-	if (saga->started_at == 0)
-		saga->started_at = report->started_at;
-	saga->suspect = false;
-}
-
-/*
- * Is it an error that a function's plan may have from before somebody altered
- * a table?  Then it is called once more, uncounted, with nothing cached.
- */
-static bool
-may_be_stale(const SagaError *error)
-{
-	return strcmp(error->sqlstate, "0A000") == 0 ||
-		strcmp(error->sqlstate, "42804") == 0;
-}
-
-/*
- * The operation could not share the transaction.  Where it only met a lock,
- * the other side is most often a batch of the same steps, soon over: it may
- * try among others again, in the next transaction, a few times.
- */
-static void
-take_out(Member *member, const SagaError *error)
-{
-	if (strcmp(error->sqlstate, "55P03") == 0 &&
-		++member->collisions <= MAX_COLLISIONS)
-		return;
-	member->alone = true;
-}
-
-static void
-record_report(Run *run, Member *member, const SagaTodo *todo,
-			  const SagaCallReport *report)
-{
-	Saga	   *saga = member->saga;
-	const SagaRules *rules = &saga->definition->rules;
-	bool		passing;
-
-	switch (report->outcome)
-	{
-		case SAGA_CALL_SUCCEEDED:
-			record_success(member, todo, report);
-			break;
-		case SAGA_CALL_LATER:
-			record_later(member, todo, report);
-			break;
-		case SAGA_CALL_FAILED:
-			if (may_be_stale(&report->error) && !member->replanned)
-			{
-				member->replanned = member->alone = true;
-				ResetPlanCache();
-				break;
-			}
-			passing = !report->by_fail &&
-				saga_retry_is_passing(&rules->steps[todo->step].retry[todo->operation],
-									  report->error.sqlstate,
-									  saga_machine_any_passing(rules, &saga->state,
-															   todo->step,
-															   todo->operation));
-			saga->suspect = report->timed_out;
-			record_failure(run, member, todo, SAGA_EVENT_FAILED, passing,
-						   report->timed_out ? "timeout" : "failed",
-						   &report->error, report->started_at,
-						   report->finished_at);
-			break;
-		case SAGA_CALL_ALONE:
-			take_out(member, &report->error);
-			break;
-	}
-}
-
-
-/* ---- messages ------------------------------------------------------------- */
-
-static void
-cause_of_message(Saga *saga, const SagaMessage *message)
-{
-	SagaError	error;
-
-	error = make_error(ERRCODE_SAGA_CANCELLED,
-					   psprintf("%s asked to %s it", message->requested_by,
-								message->kind),
-					   message->reason);
-	set_cause(saga, -1, 0, &error);
-}
-
-/* Act on one message; its outcome goes to the history. */
-static void
-apply_message(Member *member, SagaMessage *message)
-{
-	Saga	   *saga = member->saga;
-	SagaEvent	event;
-	SagaEventKind kind;
-	SagaVerdict verdict;
-	int			step = -1;
-
-	saga->changed = true;		/* to take the message away */
-	message->outcome = "done";
-	if (strcmp(message->kind, "place") == 0)
-		return;					/* that the saga was woken is all of it */
-	if (!saga_event_parse(message->kind, &kind) || kind < SAGA_EVENT_CANCEL)
-	{
-		message->outcome = "refused: unrecognized message";
-		return;
-	}
-	if (message->step != NULL)
-	{
-		step = saga_definition_step(saga->definition, message->step);
-		if (step < 0)
-		{
-			message->outcome = "refused: the definition has no such step";
-			return;
-		}
-	}
-	event = make_event(kind, step, SAGA_OPERATION_ACTION);
-	verdict = apply_event(member, &event);
-	message->outcome = verdict_text(verdict);
-	if (verdict == SAGA_VERDICT_APPLIED &&
-		(kind == SAGA_EVENT_CANCEL || kind == SAGA_EVENT_ABANDON))
-		cause_of_message(saga, message);
-}
-
-static void
-apply_messages(Member *member)
-{
-	ListCell   *cell;
-
-	foreach(cell, member->saga->messages)
-		apply_message(member, lfirst(cell));
-}
-
-
-/* The saga had ended before they were written, or while they were. */
-static void
-refuse_messages(Member *member)
-{
-	ListCell   *cell;
-
-	foreach(cell, member->saga->messages)
-	{
-		SagaMessage *message = lfirst(cell);
-
-		message->outcome = verdict_text(SAGA_VERDICT_FINAL);
-	}
-	member->saga->changed = true;
-	member->active = false;
-}
-
-
-/* ---- one saga within a transaction ---------------------------------------- */
-
-static const char *
-wait_text(SagaWait wait)
-{
-	switch (wait)
-	{
-		case SAGA_WAIT_NOTHING:
-			break;
-		case SAGA_WAIT_START:
-			return "start time";
-		case SAGA_WAIT_RETRY:
-			return "next attempt";
-		case SAGA_WAIT_OUTCOME:
-			return "outcome";
-		case SAGA_WAIT_PERSON_STUCK:
-			return "retry, skip or abandon";
-		case SAGA_WAIT_PERSON_PAUSED:
-			return "resume";
-	}
-	return NULL;
-}
-
-static bool
-same_text(const char *a, const char *b)
-{
-	return a == b || (a != NULL && b != NULL && strcmp(a, b) == 0);
-}
-
-/* Set when the row is looked at next, and why; writes only what differs. */
-static void
-set_wait(Saga *saga, TimestampTz due_at, const char *waiting_for)
-{
-	if (saga->due_at != due_at || !same_text(saga->waiting_for, waiting_for))
-		saga->changed = true;
-	saga->due_at = due_at;
-	saga->waiting_for = waiting_for;
-}
-
-/* There is more to do: due_at stays in the past, so that the update is HOT. */
-static void
-set_ready(Saga *saga)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	set_wait(saga, saga->due_at > now ? now : saga->due_at, NULL);
-}
-
-/* Nothing to do now: final, or it waits. */
-static void
-settle(Member *member, const SagaTodo *todo)
-{
-	Saga	   *saga = member->saga;
-
-	member->active = false;
-	if (todo->step >= 0)
-		saga->step = todo->step;
-	set_wait(saga, todo->due_at == SAGA_TIME_NEVER ? DT_NOEND : todo->due_at,
-			 wait_text(todo->wait));
-}
-
-/* Of a saga whose rows make no sense a person can ask but one thing. */
-static void
-apply_messages_broken(Member *member)
-{
-	Saga	   *saga = member->saga;
-	ListCell   *cell;
-
-	foreach(cell, saga->messages)
-	{
-		SagaMessage *message = lfirst(cell);
-
-		saga->changed = true;
-		message->outcome = "refused: its rows are not consistent";
-		if (strcmp(message->kind, "abandon") != 0)
-			continue;
-		message->outcome = "done";
-		saga->state.status = SAGA_STATUS_ABANDONED;
-		saga->waiting_for = NULL;
-		cause_of_message(saga, message);
-	}
-}
-
-/* Rows that make no sense are a person's to look at; nothing else is touched
- * but the status. */
-static void
-set_broken(Member *member)
-{
-	Saga	   *saga = member->saga;
-	SagaError	error;
-
-	member->active = false;
-	apply_messages_broken(member);
-	if (saga->state.status == SAGA_STATUS_STUCK ||
-		saga_status_is_final(saga->state.status))
-		return;
-	error = make_error(ERRCODE_DATA_CORRUPTED,
-					   "the saga's rows are not consistent", saga->broken);
-	saga->error = error_to_jsonb(NULL, NULL, &error);
-	saga->state.status = SAGA_STATUS_STUCK;
-	set_wait(saga, DT_NOEND, "abandon");
-	saga->changed = true;
-	member->got_stuck = true;
-}
-
-static int
-isolation_of(const Saga *saga, const SagaTodo *todo)
-{
-	int			isolation = saga->definition->steps[todo->step].isolation;
-
-	if (isolation == SAGA_ISOLATION_DEFAULT)
-		isolation = DefaultXactIsoLevel;
-	return isolation < XACT_READ_COMMITTED ? XACT_READ_COMMITTED : isolation;
-}
-
-/* Needs this saga one of a limited number of places before it may start? */
-static bool
-needs_place(const Member *member)
-{
-	const Saga *saga = member->saga;
-
-	return saga->definition->max_running > 0 && saga->started_at == 0 &&
-		!saga->state.backward && !saga->has_place;
-}
-
-/*
- * May the operation be called in this transaction?  If not the member says
- * what has to be different.
- */
-static bool
-may_operate(Run *run, Member *member, const SagaTodo *todo)
-{
-	const Saga *saga = member->saga;
-
-	if (member->operated || run->stop || run->commit_error != NULL ||
-		!OidIsValid(run->role))
-		return false;
-	if (needs_place(member))
-	{
-		/* asked for at read committed, whatever the step wants */
-		member->wants_place = run->isolation == XACT_READ_COMMITTED;
-		member->isolation = XACT_READ_COMMITTED;
-		return false;
-	}
-	if (saga->suspect && !member->ref.suspect && run->driver->worker)
-	{
-		/* the ring did not know, and so did not count who runs suspects */
-		member->misplaced = member->alone = true;
-		return false;
-	}
-	member->isolation = isolation_of(saga, todo);
-	if (member->isolation != run->isolation)
-	{
-		member->alone = true;
-		return false;
-	}
-	if (run->in_batch && (saga->suspect || is_known_alone(saga, todo)))
-	{
-		member->alone = true;
-		return false;
-	}
-	if (run->in_batch && GetCurrentTimestamp() >= run->batch_end)
-	{
-		run->stop = true;
-		return false;
-	}
-	return true;
-}
-
-static void
-call_operation(Run *run, Member *member, const SagaTodo *todo)
-{
-	Saga	   *saga = member->saga;
-	SagaCallReport report;
-	SagaCallRequest request = {
-		.definition = saga->definition,
-		.step = todo->step,
-		.operation = todo->operation,
-		.attempt = todo->attempt,
-		.saga_id = saga->ref.id,
-		.token = &saga->token,
-		.key = saga->key,
-		.traceparent = saga->traceparent,
-		.input = saga->input,
-		.results = (const Jsonb *const *) saga->results,
-		.in_worker = run->driver->worker,
-		.in_batch = run->in_batch,
-		.batch_end = run->batch_end
-	};
-	bool		overflowed;
-	int			subxids = saga_call_subxids(&overflowed);
-	int			more;
-
-	member->operation = (SagaOperationRef)
-	{
-		.saga_id = saga->ref.id,
-		.slot = saga->ref.slot,
-		.step = todo->step,
-		.operation = todo->operation,
-		.attempt = todo->attempt,
-		.turn = saga->turn
-	};
-	member->operation_started_at = GetCurrentTimestamp();
-	saga_executor_doing_step(&member->operation, saga->definition->name,
-							 saga->definition->steps[todo->step].name);
-	saga_call_run(&request, &report);
-	saga_executor_doing(NULL);
-
-	member->operated = true;
-	run->result->operations++;
-	saga->step = todo->step;
-	if (report.alone_from_now)
-	{
-		remember_alone(saga, todo);
-		run->stop = true;
-		run->soiled = true;
-	}
-	if (report.flush)
-		run->flush = true;
-	if (saga->definition->steps[todo->step].durable)
-		run->force = run->stop = true;
-	more = saga_call_subxids(&overflowed);
-	if (overflowed || more + (more - subxids) > MAX_SUBXIDS)
-		run->stop = true;
-	if (report.canceled && !run->driver->worker)
-	{
-		run->interrupted = run->stop = true;
-		run->out_of_time = report.timed_out ||
-			report.outcome != SAGA_CALL_FAILED;
-	}
-	record_report(run, member, todo, &report);
-}
-
-/* Is the operation to do the one whose commit has failed? */
-static bool
-is_operation(const Member *member, const SagaTodo *todo)
-{
-	return !member->operated && member->operation.step == todo->step &&
-		member->operation.operation == (int) todo->operation &&
-		member->operation.attempt == todo->attempt;
-}
-
-/* Instead of calling the operation: its commit has failed, alone. */
-static void
-record_commit_error(Run *run, Member *member, const SagaTodo *todo)
-{
-	const SagaRules *rules = &member->saga->definition->rules;
-	bool		passing;
-
-	member->operated = true;
-	passing = saga_retry_is_passing(&rules->steps[todo->step].retry[todo->operation],
-									run->commit_error->sqlstate,
-									saga_machine_any_passing(rules,
-															 &member->saga->state,
-															 todo->step,
-															 todo->operation));
-	record_failure(run, member, todo, SAGA_EVENT_FAILED, passing, "failed",
-				   run->commit_error, member->operation_started_at,
-				   GetCurrentTimestamp());
-}
-
-/*
- * The process ended during an operation of this saga.  Its effect went with
- * the transaction, so if the row has not moved on since, the attempt is known
- * to have done nothing, and to be suspect.
- */
-static void
-record_lost(Run *run, Member *member)
-{
-	const SagaOperationRef *what = &run->lost->what;
-	Saga	   *saga = member->saga;
-	SagaTodo	todo = {.step = what->step, .operation = what->operation,
-	.attempt = what->attempt};
-	SagaError	error = make_error(ERRCODE_SAGA_PROCESS_ENDED,
-								   "the process ended during the attempt",
-								   NULL);
-	TimestampTz now = GetCurrentTimestamp();
-	SagaTodo	next;
-
-	if (saga->turn != what->turn || what->step >= saga->state.nsteps)
-		return;
-	saga_machine_next(&saga->definition->rules, &saga->state, now, &next);
-	if (!next.operate || next.step != todo.step ||
-		next.operation != todo.operation || next.attempt != todo.attempt)
-		return;
-	error.hint = "Look for a crash or a termination in the server's log.";
-	record_failure(run, member, &todo, SAGA_EVENT_LOST, true, "lost", &error,
-				   now, now);
-	saga->step = todo.step;
-	saga->suspect = true;
-}
-
-static void
-pass_deadline(Member *member)
-{
-	SagaEvent	event = make_event(SAGA_EVENT_DEADLINE, -1, 0);
-	SagaError	error = make_error(ERRCODE_SAGA_DEADLINE,
-								   "the saga's deadline has passed", NULL);
-
-	if (apply_event(member, &event) != SAGA_VERDICT_APPLIED)
-		elog(ERROR, "the machine refused the deadline of saga %lld",
-			 (long long) member->ref.id);
-	set_cause(member->saga, -1, 0, &error);
-}
-
-static void
-pass_start(Member *member)
-{
-	SagaEvent	event = make_event(SAGA_EVENT_START, -1, 0);
-
-	if (apply_event(member, &event) != SAGA_VERDICT_APPLIED)
-		elog(ERROR, "the machine refused the start of saga %lld",
-			 (long long) member->ref.id);
-}
-
-/* Do what this saga has to do in this transaction. */
-static void
-advance(Run *run, Member *member)
-{
-	Saga	   *saga = member->saga;
-	bool		was_stuck = saga->state.status == SAGA_STATUS_STUCK;
-
-	if (saga->ended)
-	{
-		refuse_messages(member);
-		return;
-	}
-	if (saga->broken == NULL)
-	{
-		if (run->lost != NULL)
-			record_lost(run, member);
-		apply_messages(member);
-	}
-	for (;;)
-	{
-		SagaTodo	todo;
-
-		if (saga->broken != NULL)
-		{
-			set_broken(member);
-			break;
-		}
-		saga_machine_next(&saga->definition->rules, &saga->state,
-						  GetCurrentTimestamp(), &todo);
-		if (todo.deadline)
-			pass_deadline(member);
-		else if (todo.start)
-			pass_start(member);
-		else if (!todo.operate)
-		{
-			settle(member, &todo);
-			break;
-		}
-		else if (run->commit_error != NULL && is_operation(member, &todo))
-			record_commit_error(run, member, &todo);
-		else if (!may_operate(run, member, &todo))
-		{
-			if (!member->wants_place)
-				set_ready(saga);
-			break;
-		}
-		else
-		{
-			call_operation(run, member, &todo);
-			if (member->alone && !saga->changed)
-				break;			/* rolled back: as if nothing had been */
-		}
-	}
-	if (!was_stuck && saga->state.status == SAGA_STATUS_STUCK)
-		member->got_stuck = true;
-}
 
 
 /* ---- a transaction --------------------------------------------------------- */
 
 static void
-ask_for_place(Member *member)
-{
-	Saga	   *saga = member->saga;
-
-	if (saga_store_place_request(saga))
-		saga->has_place = true;
-	else
-	{
-		member->active = false;
-		set_wait(saga, saga->state.deadline == SAGA_TIME_NEVER ?
-				 DT_NOEND : saga->state.deadline, "place");
-	}
-	if (saga->has_place)
-		set_ready(saga);
-}
-
-static void
-begin_transaction(Run *run, int isolation, bool in_batch)
+begin_transaction(SagaRun *run, int isolation, bool in_batch)
 {
 	run->driver->begin();
 	XactIsoLevel = isolation;
@@ -909,6 +63,8 @@ begin_transaction(Run *run, int isolation, bool in_batch)
 	run->stop = false;
 	run->flush = false;
 	run->force = false;
+	run->answering = false;
+	run->wishes = NIL;
 	run->batch_end = TimestampTzPlusMilliseconds(GetCurrentTimestamp(),
 												 saga_batch_time);
 }
@@ -918,7 +74,7 @@ begin_transaction(Run *run, int isolation, bool in_batch)
  * later durable commit survives a crash without them.
  */
 static void
-commit_transaction(Run *run)
+commit_transaction(SagaRun *run)
 {
 	Assert(!saga_owner_is_current());
 	if (run->force)
@@ -932,90 +88,163 @@ commit_transaction(Run *run)
 	run->result->transactions++;
 }
 
-/*
- * The definitions whose places this transaction asks for or gives back: they
- * are locked all at once, in the order of their ids.
- */
-static void
-lock_places(const Run *run, Member **members, int n)
-{
-	List	   *ids = NIL;
-
-	if (run->isolation != XACT_READ_COMMITTED)
-		return;
-	for (int i = 0; i < n; i++)
-	{
-		const Saga *saga = members[i]->saga;
-
-		if (saga == NULL || saga->ended || saga->definition == NULL ||
-			saga->definition->max_running == 0)
-			continue;
-		if (members[i]->wants_place || saga_status_is_final(saga->state.status))
-			ids = list_append_unique_int(ids, saga->definition->definition_id);
-	}
-	if (ids != NIL)
-		saga_store_places_lock(ids);
-}
-
+/* What the operation that is stuck said last. */
 static const char *
 stuck_reason(const Saga *saga)
 {
+	const Jsonb *error = NULL;
+	JsonbValue	value;
+	SagaTodo	todo;
+	SagaTask	task;
+
 	if (saga->broken != NULL)
 		return saga->broken;
-	return saga->state.backward ?
-		"a compensation is out of attempts" : "a step is out of attempts";
+	saga_machine_next(&saga->definition->rules, &saga->state,
+					  GetCurrentTimestamp(), &todo, &task, 1);
+	if (todo.step >= 0 && todo.element >= 0 &&
+		todo.element < saga->state.steps[todo.step].nelements)
+		error = saga->ops[todo.step][todo.element][todo.operation].error;
+	if (error != NULL && JB_ROOT_IS_OBJECT(error) &&
+		getKeyJsonValueFromContainer(unconstify(JsonbContainer *, &error->root),
+									 "message", strlen("message"),
+									 &value) != NULL &&
+		value.type == jbvString)
+		return pnstrdup(value.val.string.val, value.val.string.len);
+	return "an operation is out of attempts";
 }
 
-/* All that is written, after the last operation of the transaction. */
-static void
-write_all(Run *run, Member **members, int n)
+/* The sagas of the batch that may have something to give back; all of them
+ * before it is known. */
+static int
+list_leaving(SagaMember **members, int n, bool all, Saga **leaving)
 {
-	Saga	   *sagas[SAGA_MAX_BATCH];
+	int			nleaving = 0;
 
-	lock_places(run, members, n);
-	run->any_final = false;
 	for (int i = 0; i < n; i++)
 	{
 		Saga	   *saga = members[i]->saga;
 
-		sagas[i] = saga;
-		if (saga == NULL)
+		if (saga != NULL && saga->branch == NULL && !saga->ended &&
+			saga->definition != NULL && (all || members[i]->leaves))
+			leaving[nleaving++] = saga;
+	}
+	return nleaving;
+}
+
+/* Ask for what the batch wishes, and tell those who wished. */
+static void
+ask_and_answer(SagaRun *run, SagaMember **members, int n)
+{
+	Saga	   *leaving[SAGA_MAX_BATCH];
+	int			nleaving = list_leaving(members, n, true, leaving);
+	int			nwishes = list_length(run->wishes);
+	SagaLockRequest *requests = palloc(nwishes * sizeof(SagaLockRequest));
+	ListCell   *cell;
+
+	foreach(cell, run->wishes)
+		requests[foreach_current_index(cell)] =
+			((SagaWish *) lfirst(cell))->request;
+	saga_locks_announce(requests, nwishes, leaving, nleaving);
+	saga_locks_request(requests, nwishes);
+	run->answering = true;
+	foreach(cell, run->wishes)
+	{
+		SagaWish   *wish = lfirst(cell);
+
+		wish->request = requests[foreach_current_index(cell)];
+		saga_advance_answer(wish);
+	}
+	for (int i = 0; i < n; i++)
+		if (members[i]->saga != NULL)
+			saga_advance_after_answers(run, members[i]);
+}
+
+/* What the sagas that leave hold goes to those who wait for it. */
+static void
+give_back_locks(SagaMember **members, int n, bool announced)
+{
+	Saga	   *leaving[SAGA_MAX_BATCH];
+	int			nleaving = list_leaving(members, n, false, leaving);
+
+	if (nleaving == 0 || !saga_locks_in_use())
+		return;
+	if (!announced)
+		saga_locks_announce(NULL, 0, leaving, nleaving);
+	saga_locks_give_back(leaving, nleaving);
+}
+
+static bool
+got_stuck(const SagaMember *member)
+{
+	return member->saga->branch == NULL && !member->saga->ended &&
+		member->saga->state.status == SAGA_STATUS_STUCK &&
+		member->status_before != SAGA_STATUS_STUCK;
+}
+
+/* All that is written, after the last operation of the transaction. */
+static void
+write_all(SagaRun *run, SagaMember **members, int n)
+{
+	Saga	   *sagas[SAGA_MAX_BATCH];
+	bool		asked = run->wishes != NIL;
+
+	if (asked)
+		ask_and_answer(run, members, n);
+	for (int i = 0; i < n; i++)
+	{
+		sagas[i] = members[i]->saga;
+		if (sagas[i] == NULL)
 			continue;
-		if (members[i]->wants_place)
-			ask_for_place(members[i]);
-		if (saga_status_is_final(saga->state.status) && !saga->ended)
-			run->any_final = run->flush = true;
-		if (members[i]->got_stuck)
-			saga_store_alert(saga, "stuck", stuck_reason(saga));
+		saga_advance_finish(run, members[i]);
+		if (got_stuck(members[i]))
+			saga_store_alert(sagas[i], "stuck", stuck_reason(sagas[i]));
 	}
 	saga_store_save(sagas, n);
-	if (run->any_final && run->isolation == XACT_READ_COMMITTED)
-		saga_store_place_release(sagas, n);
+	if (run->isolation == XACT_READ_COMMITTED)
+		give_back_locks(members, n, asked);
 }
 
 /*
  * Under a snapshot of its own the transaction could not see who waits for a
- * place: so that is done in another one.  Should we die before, the sweep
- * finds the place of a saga that has ended.
+ * lock: so that is done in another one.  Should we die before, the sweep
+ * finds what a saga that has ended still holds.
  */
 static void
-release_places_later(Run *run, Member **members, int n)
+give_back_later(SagaRun *run, SagaMember **members, int n)
 {
-	Saga	   *sagas[SAGA_MAX_BATCH];
+	Saga	   *leaving[SAGA_MAX_BATCH];
 
-	if (!run->any_final || run->isolation == XACT_READ_COMMITTED)
+	if (run->isolation == XACT_READ_COMMITTED ||
+		list_leaving(members, n, false, leaving) == 0)
 		return;
-	for (int i = 0; i < n; i++)
-		sagas[i] = members[i]->saga;
 	begin_transaction(run, XACT_READ_COMMITTED, false);
-	saga_store_place_release(sagas, n);
+	give_back_locks(members, n, false);
+	commit_transaction(run);
+	MemoryContextSwitchTo(run->memory);
+}
+
+/* Who has begun to wait for a lock may have closed a circle.  Should we die
+ * before we look, the sweep does. */
+static void
+break_circles(SagaRun *run, SagaMember **members, int n)
+{
+	int64		roots[SAGA_MAX_BATCH];
+	int			nroots = 0;
+
+	for (int i = 0; i < n; i++)
+		if (members[i]->saga != NULL && members[i]->stands_in_line)
+			roots[nroots++] = members[i]->saga->root_id;
+	if (nroots == 0)
+		return;
+	begin_transaction(run, XACT_READ_COMMITTED, false);
+	(void) saga_locks_break_circles(roots, nroots);
 	commit_transaction(run);
 	MemoryContextSwitchTo(run->memory);
 }
 
 /* Hints to shared memory: who waits for these, when to look again. */
 static void
-tell_others(Run *run, Member **members, int n)
+tell_others(SagaRun *run, SagaMember **members, int n)
 {
 	int64		finished[SAGA_MAX_BATCH];
 	int			nfinished = 0;
@@ -1025,15 +254,13 @@ tell_others(Run *run, Member **members, int n)
 	{
 		Saga	   *saga = members[i]->saga;
 
-		if (saga == NULL)
-			continue;
-		if (saga->ended)
+		if (saga == NULL || saga->branch != NULL || saga->ended)
 			continue;
 		if (saga_status_is_final(saga->state.status))
 			finished[nfinished++] = saga->ref.id;
 		else if (!members[i]->active && saga->due_at != DT_NOEND)
 			saga_due_at(saga->role, saga->due_at);
-		stuck |= members[i]->got_stuck;
+		stuck |= got_stuck(members[i]);
 	}
 	run->result->finished += nfinished;
 	if (nfinished > 0)
@@ -1043,7 +270,7 @@ tell_others(Run *run, Member **members, int n)
 }
 
 static void
-run_transaction(Run *run, Member **members, int n)
+run_transaction(SagaRun *run, SagaMember **members, int n)
 {
 	Saga	   *sagas[SAGA_MAX_BATCH];
 	SagaRef		refs[SAGA_MAX_BATCH];
@@ -1059,12 +286,14 @@ run_transaction(Run *run, Member **members, int n)
 	saga_store_lock(sagas, refs, n, run->role, put_off);
 	for (int i = 0; i < n; i++)
 	{
-		Member	   *member = members[i];
+		SagaMember *member = members[i];
 
 		member->saga = sagas[i];
-		member->operated = member->wants_place = member->got_stuck = false;
+		member->noperations = member->nquiet = 0;
+		member->has_called = member->asks = false;
+		member->leaves = member->stands_in_line = false;
 		if (member->saga != NULL)
-			advance(run, member);
+			saga_advance(run, member);
 		else
 			member->active = put_off[i];
 	}
@@ -1072,18 +301,21 @@ run_transaction(Run *run, Member **members, int n)
 	commit_transaction(run);
 	MemoryContextSwitchTo(run->memory);
 	tell_others(run, members, n);
-	release_places_later(run, members, n);
+	give_back_later(run, members, n);
+	break_circles(run, members, n);
 }
 
 /* Forget what is known of sagas whose transaction was rolled back. */
 static void
-forget(Member **members, int n)
+forget(SagaMember **members, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
 		members[i]->saga = NULL;
 		members[i]->active = true;
 		members[i]->alone = false;
+		members[i]->lock = NULL;
+		members[i]->asks_again = false;
 	}
 }
 
@@ -1092,7 +324,7 @@ forget(Member **members, int n)
  * back, NULL if there was none.
  */
 static ErrorData *
-try_transaction(Run *run, Member **members, int n)
+try_transaction(SagaRun *run, SagaMember **members, int n)
 {
 	ErrorData  *volatile error = NULL;
 
@@ -1118,7 +350,7 @@ try_transaction(Run *run, Member **members, int n)
 
 /* An error that is not about the saga at hand: the run is over. */
 static bool
-ends_the_run(const Run *run, const ErrorData *error)
+ends_the_run(const SagaRun *run, const ErrorData *error)
 {
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
 	{
@@ -1135,7 +367,7 @@ ends_the_run(const Run *run, const ErrorData *error)
 /* Nothing was called, and yet it failed: leave this saga, its row stays due,
  * and go on with the others. */
 static void
-leave_alone(Run *run, Member *member, ErrorData *error)
+leave_alone(SagaRun *run, SagaMember *member, ErrorData *error)
 {
 	if (ends_the_run(run, error))
 		ReThrowError(error);
@@ -1153,27 +385,33 @@ leave_alone(Run *run, Member *member, ErrorData *error)
  * others (class 40) is first tried again, uncounted.
  */
 static void
-run_one(Run *run, Member *member)
+run_one(SagaRun *run, SagaMember *member)
 {
 	ErrorData  *error;
 	SagaError	commit_error;
 
 	for (int conflicts = 0;; conflicts++)
 	{
-		member->operated = false;
+		member->noperations = 0;
 		error = try_transaction(run, &member, 1);
 		if (error == NULL)
 			return;
+		if (member->noperations > 1)
+		{
+			/* which of them it was is seen when each commits alone */
+			member->single = true;
+			continue;
+		}
 		if (conflicts >= MAX_CONFLICTS ||
 			ERRCODE_TO_CATEGORY(error->sqlerrcode) != ERRCODE_TRANSACTION_ROLLBACK)
 			break;
 	}
-	if (!member->operated || !OidIsValid(run->role))
+	if (member->noperations == 0 || !OidIsValid(run->role))
 	{
 		leave_alone(run, member, error);
 		return;
 	}
-	commit_error = make_error(error->sqlerrcode, error->message, error->detail);
+	commit_error = saga_record_make_error(error->sqlerrcode, error->message, error->detail);
 	commit_error.hint = error->hint;
 	commit_error.context = error->context;
 	run->commit_error = &commit_error;
@@ -1185,7 +423,7 @@ run_one(Run *run, Member *member)
 }
 
 static void
-run_group(Run *run, Member **members, int n)
+run_group(SagaRun *run, SagaMember **members, int n)
 {
 	ErrorData  *error;
 
@@ -1211,7 +449,7 @@ run_group(Run *run, Member **members, int n)
 /* Give a saga back: it is final, it waits, or somebody else has it.  When it
  * was woken meanwhile it is looked at again. */
 static void
-give_back(Member *member)
+give_back(SagaMember *member)
 {
 	if (saga_executor_release(member->ref.id))
 		member->active = true;
@@ -1219,7 +457,7 @@ give_back(Member *member)
 
 /* Give back one that has more to do, for any worker of the role. */
 static void
-hand_on(Run *run, Member *member)
+hand_on(SagaRun *run, SagaMember *member)
 {
 	SagaRef		ref = member->ref;
 
@@ -1234,13 +472,13 @@ hand_on(Run *run, Member *member)
 
 /* The members that can share the next transaction. */
 static int
-choose_group(const Run *run, Member **group)
+choose_group(const SagaRun *run, SagaMember **group)
 {
 	int			n = 0;
 
 	for (int i = 0; i < run->nmembers; i++)
 	{
-		Member	   *member = &run->members[i];
+		SagaMember *member = &run->members[i];
 
 		if (!member->active)
 			continue;
@@ -1259,9 +497,9 @@ choose_group(const Run *run, Member **group)
 }
 
 static void
-run_rounds(Run *run)
+run_rounds(SagaRun *run)
 {
-	Member	   *group[SAGA_MAX_BATCH];
+	SagaMember *group[SAGA_MAX_BATCH];
 	int			rounds = 0;
 	int			n;
 
@@ -1299,17 +537,17 @@ run_rounds(Run *run)
 }
 
 static void
-start_run(Run *run, const SagaDriver *driver, Oid role, const SagaRef *refs,
+start_run(SagaRun *run, const SagaDriver *driver, Oid role, const SagaRef *refs,
 		  int n, SagaRunResult *result)
 {
-	memset(run, 0, sizeof(Run));
+	memset(run, 0, sizeof(SagaRun));
 	run->driver = driver;
 	run->result = result;
 	run->role = role;
 	run->memory = AllocSetContextCreate(TopMemoryContext, "saga batch",
 										ALLOCSET_DEFAULT_SIZES);
 	run->nmembers = n;
-	run->members = MemoryContextAllocZero(run->memory, n * sizeof(Member));
+	run->members = MemoryContextAllocZero(run->memory, n * sizeof(SagaMember));
 	for (int i = 0; i < n; i++)
 	{
 		run->members[i].ref = refs[i];
@@ -1321,7 +559,7 @@ start_run(Run *run, const SagaDriver *driver, Oid role, const SagaRef *refs,
 }
 
 static void
-end_run(Run *run)
+end_run(SagaRun *run)
 {
 	saga_catalog_use(false);
 	MemoryContextDelete(run->memory);
@@ -1332,7 +570,7 @@ saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
 				SagaRunResult *result)
 {
 	MemoryContext caller = CurrentMemoryContext;
-	Run			run;
+	SagaRun		run;
 
 	Assert(n > 0 && n <= SAGA_MAX_BATCH);
 	start_run(&run, driver, GetUserId(), refs, n, result);
@@ -1360,6 +598,7 @@ saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
 
 static SagaDuePosition due_position = {DT_NOBEGIN, 0};
 static int64 message_position = 0;	/* id of a saga; 0 = from the start */
+static int64 branch_position = 0;	/* likewise of a branch */
 
 void
 saga_engine_find_from_start(void)
@@ -1367,6 +606,7 @@ saga_engine_find_from_start(void)
 	due_position.due_at = DT_NOBEGIN;
 	due_position.id = 0;
 	message_position = 0;
+	branch_position = 0;
 }
 
 /* Of the "more" behind the first n, keep those that are not among these. */
@@ -1405,6 +645,16 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 		message_position = *complete ? 0 : refs[max - 1].id;
 		n = add_new(refs, n, more);
 	}
+	if (*complete && n < max)
+	{
+		int			more = saga_store_find_role_branches(GetUserId(),
+														 branch_position,
+														 refs + n, max - n);
+
+		*complete = more < max - n;
+		branch_position = *complete ? 0 : refs[max - 1].id;
+		n += more;
+	}
 	driver->commit();
 	return n;
 }
@@ -1429,7 +679,7 @@ saga_engine_sweep(const SagaDriver *driver, bool *unfinished)
 	sweep_next_due = DT_NOEND;
 	driver->begin();
 	*unfinished = saga_store_look(note_role);
-	saga_store_places_regrant();
+	saga_locks_regrant();
 	driver->commit();
 	return sweep_next_due;
 }
@@ -1441,7 +691,7 @@ change_quietly(const SagaDriver *driver, const SagaRef *refs, int n,
 {
 	MemoryContext caller = CurrentMemoryContext;
 	SagaRunResult result = {0};
-	Run			run;
+	SagaRun		run;
 
 	start_run(&run, driver, InvalidOid, refs, n, &result);
 	PG_TRY();
@@ -1464,6 +714,12 @@ void
 saga_engine_record_lost(const SagaDriver *driver, const SagaLost *lost)
 {
 	SagaRef		ref = {.id = lost->what.saga_id, .slot = lost->what.slot};
+
+	if (lost->what.branch != 0)
+	{
+		ref.id = lost->what.branch;
+		ref.slot = SAGA_BRANCH_SLOT;
+	}
 
 	change_quietly(driver, &ref, 1, lost);
 }

@@ -18,6 +18,13 @@
 /* A parameter without a default is in neither the input nor the results. */
 #define ERRCODE_SAGA_MISSING_ARGUMENT MAKE_SQLSTATE('S', 'G', '0', '0', '3')
 
+/* A step asked for a lock that the saga has not: saga.lock(). */
+#define ERRCODE_SAGA_LOCK MAKE_SQLSTATE('S', 'G', '0', '0', '4')
+
+/* The data of the saga do not fit the step: the value of foreach or exclusive,
+ * the time of a timer, the input of a child. */
+#define ERRCODE_SAGA_BAD_DATA MAKE_SQLSTATE('S', 'G', '0', '0', '5')
+
 /* A person cancelled or abandoned a saga: the cause in saga.error. */
 #define ERRCODE_SAGA_CANCELLED MAKE_SQLSTATE('S', 'G', '0', '1', '0')
 
@@ -26,5 +33,20 @@
 
 /* The process ended during an attempt. */
 #define ERRCODE_SAGA_PROCESS_ENDED MAKE_SQLSTATE('S', 'G', '0', '1', '2')
+
+/* No signal came in time. */
+#define ERRCODE_SAGA_SIGNAL_TIMEOUT MAKE_SQLSTATE('S', 'G', '0', '2', '0')
+
+/* A saga has this signal already. */
+#define ERRCODE_SAGA_DUPLICATE_SIGNAL MAKE_SQLSTATE('S', 'G', '0', '2', '1')
+
+/* The child of a step was compensated or abandoned. */
+#define ERRCODE_SAGA_CHILD_FAILED MAKE_SQLSTATE('S', 'G', '0', '2', '2')
+
+/* A semantic lock did not come in time. */
+#define ERRCODE_SAGA_LOCK_TIMEOUT MAKE_SQLSTATE('S', 'G', '0', '2', '3')
+
+/* The youngest of sagas that wait for each other's locks. */
+#define ERRCODE_SAGA_DEADLOCK MAKE_SQLSTATE('S', 'G', '0', '2', '4')
 
 #endif							/* SAGA_ERRCODES_H */

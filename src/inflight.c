@@ -41,7 +41,7 @@
 
 #define INFLIGHT_FILE		"pg_stat_tmp/saga_inflight.map"
 #define INFLIGHT_MAGIC		0x53414741
-#define INFLIGHT_VERSION	1
+#define INFLIGHT_VERSION	2
 
 typedef struct InflightRecord
 {
@@ -249,8 +249,10 @@ saga_inflight_set(int index, Oid database, Oid role,
 	record->database = database;
 	record->role = role;
 	record->excused = 0;
+	record->what.branch = what->branch;
 	record->what.slot = what->slot;
 	record->what.step = what->step;
+	record->what.element = what->element;
 	record->what.operation = what->operation;
 	record->what.attempt = what->attempt;
 	record->what.turn = what->turn;

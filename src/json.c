@@ -188,3 +188,11 @@ saga_json_double(const JsonbValue *value)
 	return DatumGetFloat8(DirectFunctionCall1(numeric_float8_no_overflow,
 											  NumericGetDatum(value->val.numeric)));
 }
+
+int64
+saga_json_int(const JsonbValue *value)
+{
+	Assert(value->type == jbvNumeric);
+	return DatumGetInt64(DirectFunctionCall1(numeric_int8,
+											 NumericGetDatum(value->val.numeric)));
+}

@@ -51,4 +51,7 @@ extern bool saga_json_is_array(const JsonbValue *value);
 extern char *saga_json_string(const JsonbValue *value);
 extern double saga_json_double(const JsonbValue *value);
 
+/* Of a number that is a whole one; others are rounded, too large ones raise. */
+extern int64 saga_json_int(const JsonbValue *value);
+
 #endif							/* SAGA_JSON_H */

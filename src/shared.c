@@ -1171,7 +1171,7 @@ add_lost(const Executor *executor)
 		want(db, SAGA_WANT_LOST);
 }
 
-/* Is this saga to be left alone until the loss has been recorded? */
+/* Is this saga, or branch, to be left alone until the loss has been recorded? */
 static bool
 is_lost(Oid database, int64 id)
 {
@@ -1181,9 +1181,13 @@ is_lost(Oid database, int64 id)
 		return false;
 	LWLockAcquire(LOST_LOCK, LW_SHARED);
 	for (uint32 i = 0; i < pg_atomic_read_u32(&shared->nlost); i++)
+	{
+		const SagaOperationRef *what = &shared->lost[i].what;
+
 		if (shared->lost[i].database == database &&
-			shared->lost[i].what.saga_id == id)
+			(what->branch != 0 ? what->branch : what->saga_id) == id)
 			found = true;
+	}
 	LWLockRelease(LOST_LOCK);
 	return found;
 }
@@ -1222,7 +1226,9 @@ forget_lost(Oid database, const SagaOperationRef *what)
 		if (lost->database == database &&
 			(what == NULL ||
 			 (lost->what.saga_id == what->saga_id &&
+			  lost->what.branch == what->branch &&
 			  lost->what.step == what->step &&
+			  lost->what.element == what->element &&
 			  lost->what.operation == what->operation &&
 			  lost->what.turn == what->turn)))
 			continue;
@@ -1847,8 +1853,10 @@ saga_executor_doing_step(const SagaOperationRef *what, const char *definition,
 		return;
 	}
 	pg_write_barrier();
+	executor->doing.branch = what->branch;
 	executor->doing.slot = what->slot;
 	executor->doing.step = what->step;
+	executor->doing.element = what->element;
 	executor->doing.operation = what->operation;
 	executor->doing.attempt = what->attempt;
 	executor->doing.turn = what->turn;

@@ -25,11 +25,11 @@
 /* The most background workers of ours: upper bound of saga.max_workers. */
 #define SAGA_MAX_WORKERS	64
 
-/* Where a saga is: enough to find its row. */
+/* Where a saga, or a branch of one, is: enough to find its row. */
 typedef struct SagaRef
 {
 	int64		id;
-	int16		slot;			/* its leaf, 0 to 7 */
+	int16		slot;			/* its leaf, 0 to 7; SAGA_BRANCH_SLOT: a branch */
 	bool		alone;			/* to be run in a batch of one */
 	bool		suspect;		/* its last attempt timed out or was killed: runs
 								 * alone, and never on all workers of a role */
@@ -39,8 +39,10 @@ typedef struct SagaRef
 typedef struct SagaOperationRef
 {
 	int64		saga_id;		/* 0 = nothing */
+	int64		branch;			/* done as this branch of it; 0 = none */
 	int16		slot;
 	int16		step;
+	int			element;
 	int			operation;		/* a SagaOperation */
 	int			attempt;
 	int			turn;			/* of the saga's row before this operation */

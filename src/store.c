@@ -2,46 +2,38 @@
  * store.c
  *		The tables of sagas.
  *
- * This file owns every access to saga.saga, step, attempt, message, history,
- * key, lock and alert.  Two kinds of access stand side by side:
+ * This file owns every access to saga.saga, step, attempt, message, branch,
+ * history, key and alert.  Two kinds of access stand side by side:
  *
- * - The hot path (begin, lock, load, save) goes through the table and index
- *	 access methods directly, as the catalogs and logical replication do: no
- *	 plan, no search path, no privileges, nothing of the role's settings in
- *	 it.  Leaves are opened by name, so no other partition is locked.
+ * - The hot path (begin, lock, load, save, and what sagas tell each other)
+ *	 goes row by row, without a plan: see tables.c.
  * - Everything else is SQL, run as the owner (owner.c), prepared once.
  *
- * How a batch stays right: saga_store_lock() first locks the saga rows, each
- * in its newest version, and then, with a newer snapshot, reads what hangs on
- * them.  Under one snapshot a row that another executor has just moved on
- * would be seen new beside its old steps, and a step would be run twice.
- * What a caller remembers of a saga counts only when the row has the same
- * turn.  The primary keys of step and attempt are the backstop.
+ * How a batch stays right: saga_store_lock() first locks the rows of sagas and
+ * branches, each in its newest version, and then, with a newer snapshot, reads
+ * what hangs on them.  Under one snapshot a row that another executor has just
+ * moved on would be seen new beside its old steps, and a step would be run
+ * twice.  What a caller remembers of a saga counts only when the row has the
+ * same turn.  The primary keys of step and attempt are the backstop.
+ *
+ * Who has the row of a saga may change all that hangs on it.  Who has the row
+ * of a branch may only take that away and send the outcome: so of a saga there
+ * is one writer at any time, however many work for it.
  *
  * A process that dies anywhere here has changed nothing that was not
  * committed, and holds nothing but its transaction's locks.
  */
 #include "postgres.h"
 
-#include "access/genam.h"
-#include "access/amapi.h"
 #include "access/detoast.h"
-#include "access/heapam.h"
 #include "access/htup_details.h"
-#include "access/relscan.h"
 #include "access/sysattr.h"
-#include "access/tableam.h"
-#include "access/table.h"
 #include "access/xact.h"
-#include "catalog/index.h"
 #include "catalog/namespace.h"
-#include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
 #include "commands/sequence.h"
-#include "executor/executor.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
-#include "storage/bufmgr.h"
 #include "storage/lmgr.h"
 #include "storage/proc.h"
 #include "utils/builtins.h"
@@ -52,451 +44,43 @@
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "catalog.h"
-#include "compat.h"
+#include "json.h"
 #include "owner.h"
+#include "statement.h"
 #include "store.h"
+#include "tables.h"
 
 /* So many bytes of input are loaded for one batch. */
 #define MAX_BATCH_INPUT		(64 * 1024 * 1024)
 
-/* The tables that the hot path uses, and how many leaves they have. */
-typedef enum TableKind
+/* So many bytes of results a foreach step may have; a jsonb holds no more
+ * than 256 MB. */
+#define MAX_ARRAY_SIZE		(200 * 1024 * 1024)
+
+/* Sagas with more elements are loaded without asserting what the machine's
+ * rules say about their rows, unless assertions are on. */
+#define MAX_CHECKED			2000
+
+/* The array that a foreach step goes through. */
+typedef struct SagaElements
 {
-	TABLE_SAGA,
-	TABLE_STEP,
-	TABLE_ATTEMPT,
-	TABLE_HISTORY,
-	TABLE_MESSAGE
-} TableKind;
+	JsonbContainer *array;		/* in the input or a result; NULL = there is
+								 * none */
+	Jsonb	  **values;			/* of the elements that were asked for; NULL
+								 * before the first was */
+} SagaElements;
 
-#define NTABLES		(TABLE_MESSAGE + 1)
+/* What tables.c has looked up; set by look_up_names(). */
+static const SagaNames *names;
 
-static const char *const table_names[NTABLES] = {
-	"saga", "step", "attempt", "history", "message"
-};
-
-/* Columns, in the order of the script. */
-enum
-{
-	SAGA_ID, SAGA_DUE_AT, SAGA_CREATED_AT, SAGA_START_AT, SAGA_STARTED_AT,
-	SAGA_FINISHED_AT, SAGA_DEADLINE, SAGA_TOKEN, SAGA_COORDINATOR, SAGA_ROLE, SAGA_DEFINITION_ID,
-	SAGA_TURN, SAGA_STATUS, SAGA_SLOT, SAGA_STEP, SAGA_BACKWARD, SAGA_SUSPECT,
-	SAGA_ROLE_NAME, SAGA_KEY, SAGA_WAITING_FOR, SAGA_TRACEPARENT, SAGA_INPUT,
-	SAGA_ERROR, SAGA_NCOLUMNS
-};
-
-enum
-{
-	STEP_SAGA_ID, STEP_DUE_AT, STEP_STARTED_AT, STEP_FINISHED_AT, STEP_ELEMENT,
-	STEP_ATTEMPTS, STEP_FAILURES, STEP_CRASHES, STEP_OPERATION, STEP_STATUS,
-	STEP_SLOT, STEP_STEP, STEP_UNKNOWN, STEP_RESULT, STEP_ERROR, STEP_NCOLUMNS
-};
-
-enum
-{
-	ATTEMPT_SAGA_ID, ATTEMPT_STARTED_AT, ATTEMPT_FINISHED_AT, ATTEMPT_ELEMENT,
-	ATTEMPT_ATTEMPT, ATTEMPT_OPERATION, ATTEMPT_SLOT, ATTEMPT_STEP,
-	ATTEMPT_PASSING, ATTEMPT_OUTCOME, ATTEMPT_SQLSTATE, ATTEMPT_MESSAGE,
-	ATTEMPT_DETAIL, ATTEMPT_HINT, ATTEMPT_CONTEXT, ATTEMPT_NCOLUMNS
-};
-
-enum
-{
-	HISTORY_ID, HISTORY_SAGA_ID, HISTORY_REQUESTED_AT, HISTORY_APPLIED_AT,
-	HISTORY_SLOT, HISTORY_VERB, HISTORY_STEP, HISTORY_REASON,
-	HISTORY_ROLE_NAME, HISTORY_OUTCOME, HISTORY_NCOLUMNS
-};
-
-enum
-{
-	MESSAGE_ID, MESSAGE_SAGA_ID, MESSAGE_SLOT, MESSAGE_ROLE, MESSAGE_KIND,
-	MESSAGE_STEP, MESSAGE_REASON, MESSAGE_REQUESTED_BY, MESSAGE_CREATED_AT,
-	MESSAGE_NCOLUMNS
-};
-
-/* What was looked up by name, until owner.c's generation changes. */
-static struct
-{
-	uint32		generation;
-	bool		valid;
-	Oid			tables[NTABLES][SAGA_NSLOTS];	/* message: [0] only */
-	Oid			status[SAGA_NSTATUS];
-	Oid			operation[SAGA_NOPERATION];
-	Oid			op_status[SAGA_NOP_STATUS];
-	Oid			id_sequence;
-	Oid			history_sequence;
-	pg_uuid_t	coordinator;
-	Oid			coordinator_database;
-	int16		slot;			/* new sagas go there */
-} names;
-
-/* A table that is open with its indexes. */
-typedef struct Table
-{
-	Relation	rel;
-	int			nindexes;
-	Relation   *indexes;
-	IndexInfo **infos;
-	Relation	pkey;
-	int			needed;			/* the partial indexes of ours hold only rows
-								 * whose column of this number is not null; -1
-								 * if there is none */
-	TupleTableSlot *slot;		/* as the table has it */
-	EState	   *estate;			/* for indexes that somebody else has added */
-} Table;
-
-/* The tables of one transaction's work, opened as they are needed. */
-typedef struct Tables
-{
-	Table	   *open[NTABLES][SAGA_NSLOTS];
-	LOCKMODE	lockmode;
-} Tables;
-
-/* A statement that is prepared once per backend. */
-typedef struct Statement
-{
-	const char *sql;
-	int			nargs;
-	Oid			types[6];
-	SPIPlanPtr	plan;
-} Statement;
-
-
-/* ---- names ------------------------------------------------------------ */
-
-static Oid
-find_table(Oid namespace, const char *name)
-{
-	Oid			oid = get_relname_relid(name, namespace);
-
-	if (!OidIsValid(oid))
-		ereport(ERROR,
-				errcode(ERRCODE_UNDEFINED_TABLE),
-				errmsg("table \"saga.%s\" does not exist", name),
-				errhint("Drop and create the extension \"saga\" again, or restore it from a dump."));
-	return oid;
-}
-
-static Oid
-find_label(Oid type, const char *label)
-{
-	HeapTuple	tuple = SearchSysCache2(ENUMTYPOIDNAME, ObjectIdGetDatum(type),
-										CStringGetDatum(label));
-	Oid			oid;
-
-	if (!HeapTupleIsValid(tuple))
-		elog(ERROR, "enum label \"%s\" is missing", label);
-	oid = ((Form_pg_enum) GETSTRUCT(tuple))->oid;
-	ReleaseSysCache(tuple);
-	return oid;
-}
-
-static Oid
-find_enum(Oid namespace, const char *name)
-{
-	return GetSysCacheOid2(TYPENAMENSP, Anum_pg_type_oid,
-						   CStringGetDatum(name), ObjectIdGetDatum(namespace));
-}
-
-/* The one row of saga.coordinator.  Scanned without a plan: begin needs it
- * under any isolation level and any settings. */
-static void
-read_coordinator(Oid table)
-{
-	Relation	rel = table_open(table, AccessShareLock);
-	TupleTableSlot *slot = table_slot_create(rel, NULL);
-	Snapshot	snapshot = RegisterSnapshot(GetLatestSnapshot());
-	TableScanDesc scan = table_beginscan(rel, snapshot, 0, NULL);
-	bool		isnull;
-
-	if (!table_scan_getnextslot(scan, ForwardScanDirection, slot))
-		ereport(ERROR,
-				errcode(ERRCODE_DATA_CORRUPTED),
-				errmsg("table \"saga.coordinator\" is empty"),
-				errhint("CALL saga.adopt() makes a new identity."));
-	names.coordinator = *DatumGetUUIDP(slot_getattr(slot, 2, &isnull));
-	names.coordinator_database = DatumGetObjectId(slot_getattr(slot, 3, &isnull));
-	names.slot = DatumGetInt16(slot_getattr(slot, 4, &isnull));
-	table_endscan(scan);
-	UnregisterSnapshot(snapshot);
-	ExecDropSingleTupleTableSlot(slot);
-	table_close(rel, NoLock);
-}
-
+/* To be called first by whoever comes from outside. */
 static void
 look_up_names(void)
 {
-	uint32		generation = saga_owner_generation();
-	Oid			namespace;
-	Oid			type;
-
-	if (names.valid && names.generation == generation)
-		return;
-	names.valid = false;
-	namespace = get_namespace_oid("saga", false);
-	for (int kind = 0; kind < NTABLES; kind++)
-	{
-		if (kind == TABLE_MESSAGE)
-			names.tables[kind][0] = find_table(namespace, table_names[kind]);
-		else
-			for (int slot = 0; slot < SAGA_NSLOTS; slot++)
-				names.tables[kind][slot] =
-					find_table(namespace,
-							   psprintf("%s_%d", table_names[kind], slot));
-	}
-	names.id_sequence = find_table(namespace, "saga_id_seq");
-	names.history_sequence = find_table(namespace, "history_id_seq");
-	type = find_enum(namespace, "saga_status");
-	for (int i = 0; i < SAGA_NSTATUS; i++)
-		names.status[i] = find_label(type, saga_status_name(i));
-	type = find_enum(namespace, "operation");
-	for (int i = 0; i < SAGA_NOPERATION; i++)
-		names.operation[i] = find_label(type, saga_operation_name(i));
-	type = find_enum(namespace, "operation_status");
-	for (int i = 0; i < SAGA_NOP_STATUS; i++)
-		names.op_status[i] = find_label(type, saga_op_status_name(i));
-	read_coordinator(find_table(namespace, "coordinator"));
-	names.generation = generation;
-	names.valid = true;
-}
-
-/* Position of an enum's label among those of ours. */
-static int
-label_position(const Oid *labels, int n, Datum value)
-{
-	for (int i = 0; i < n; i++)
-		if (labels[i] == DatumGetObjectId(value))
-			return i;
-	elog(ERROR, "unrecognized enum value %u", DatumGetObjectId(value));
-	return 0;					/* keep the compiler quiet */
-}
-
-/* Was this database made by a copy of the files of another one? */
-static bool
-is_copied_database(void)
-{
-	return names.coordinator_database != MyDatabaseId;
-}
-
-
-/* ---- tables ------------------------------------------------------------ */
-
-static Table *
-open_table(Oid oid, LOCKMODE lockmode, int needed)
-{
-	Table	   *table = palloc0(sizeof(Table));
-	List	   *oids;
-	ListCell   *cell;
-
-	table->rel = table_open(oid, lockmode);
-	table->needed = needed;
-	table->slot = table_slot_create(table->rel, NULL);
-	oids = RelationGetIndexList(table->rel);
-	table->indexes = palloc(list_length(oids) * sizeof(Relation));
-	table->infos = palloc0(list_length(oids) * sizeof(IndexInfo *));
-	foreach(cell, oids)
-	{
-		Relation	index = index_open(lfirst_oid(cell), lockmode);
-
-		table->indexes[table->nindexes++] = index;
-		if (index->rd_index->indisprimary)
-			table->pkey = index;
-	}
-	list_free(oids);
-	if (table->pkey == NULL)
-		elog(ERROR, "table \"%s\" has no primary key",
-			 RelationGetRelationName(table->rel));
-	return table;
-}
-
-/* The locks are kept until the end of the transaction. */
-static void
-close_table(Table *table)
-{
-	for (int i = 0; i < table->nindexes; i++)
-		index_close(table->indexes[i], NoLock);
-	ExecDropSingleTupleTableSlot(table->slot);
-	if (table->estate != NULL)
-		FreeExecutorState(table->estate);
-	table_close(table->rel, NoLock);
-}
-
-static Table *
-get_table(Tables *tables, TableKind kind, int slot)
-{
-	int			leaf = kind == TABLE_MESSAGE ? 0 : slot;
-	Table	  **table = &tables->open[kind][leaf];
-
-	if (*table == NULL)
-		*table = open_table(names.tables[kind][leaf], tables->lockmode,
-							kind == TABLE_SAGA ? SAGA_DUE_AT : -1);
-	return *table;
-}
-
-static void
-close_tables(Tables *tables)
-{
-	for (int kind = 0; kind < NTABLES; kind++)
-		for (int slot = 0; slot < SAGA_NSLOTS; slot++)
-			if (tables->open[kind][slot] != NULL)
-				close_table(tables->open[kind][slot]);
-}
-
-/* Is this the script's partial index, on rows whose column is not null? */
-static bool
-is_needed_index(const Table *table, const IndexInfo *info)
-{
-	NullTest   *test;
-
-	if (table->needed < 0 || list_length(info->ii_Predicate) != 1)
-		return false;
-	test = (NullTest *) linitial(info->ii_Predicate);
-	return IsA(test, NullTest) && test->nulltesttype == IS_NOT_NULL &&
-		IsA(test->arg, Var) &&
-		((Var *) test->arg)->varattno == table->needed + 1;
-}
-
-/* Has this index, which is none of the script's, an entry for the row? */
-static bool
-predicate_holds(Table *table, IndexInfo *info)
-{
-	if (info->ii_PredicateState == NULL)
-		info->ii_PredicateState = ExecPrepareQual(info->ii_Predicate,
-												  table->estate);
-	return ExecQual(info->ii_PredicateState,
-					GetPerTupleExprContext(table->estate));
-}
-
-static void
-insert_index_entries(Table *table, TupleTableSlot *slot, bool summarizing_only)
-{
-	Datum		values[INDEX_MAX_KEYS];
-	bool		nulls[INDEX_MAX_KEYS];
-
-	for (int i = 0; i < table->nindexes; i++)
-	{
-		Relation	index = table->indexes[i];
-		IndexInfo  *info = table->infos[i];
-
-		if (!index->rd_index->indisready ||
-			(summarizing_only && !saga_index_is_summarizing(index)))
-			continue;
-		if (info == NULL)
-			info = table->infos[i] = BuildIndexInfo(index);
-		if (info->ii_Predicate != NIL && is_needed_index(table, info))
-		{
-			if (slot_attisnull(slot, table->needed + 1))
-				continue;
-		}
-		else if (info->ii_Expressions != NIL || info->ii_Predicate != NIL)
-		{
-			if (table->estate == NULL)
-				table->estate = CreateExecutorState();
-			GetPerTupleExprContext(table->estate)->ecxt_scantuple = slot;
-			if (info->ii_Predicate != NIL && !predicate_holds(table, info))
-				continue;
-		}
-		FormIndexDatum(info, slot, table->estate, values, nulls);
-		index_insert(index, values, nulls, &slot->tts_tid, table->rel,
-					 index->rd_index->indisunique ?
-					 UNIQUE_CHECK_YES : UNIQUE_CHECK_NO, false, info);
-		saga_index_insert_cleanup(index, info);
-	}
-}
-
-static void
-insert_row(Table *table, const Datum *values, const bool *nulls)
-{
-	TupleTableSlot *slot = table->slot;
-	int			natts = slot->tts_tupleDescriptor->natts;
-
-	ExecClearTuple(slot);
-	memcpy(slot->tts_values, values, natts * sizeof(Datum));
-	memcpy(slot->tts_isnull, nulls, natts * sizeof(bool));
-	ExecStoreVirtualTuple(slot);
-	table_tuple_insert(table->rel, slot, GetCurrentCommandId(true), 0, NULL);
-	insert_index_entries(table, slot, false);
-}
-
-/* Replace the row at "tid", which this transaction has locked. */
-static void
-update_row(Table *table, ItemPointer tid, HeapTuple tuple)
-{
-	TupleTableSlot *slot = MakeSingleTupleTableSlot(RelationGetDescr(table->rel),
-													&TTSOpsHeapTuple);
-	TM_FailureData failure;
-	LockTupleMode lockmode;
-	SagaUpdateIndexes update_indexes;
-	TM_Result	result;
-
-	ExecStoreHeapTuple(tuple, slot, false);
-	slot->tts_tableOid = RelationGetRelid(table->rel);
-	result = table_tuple_update(table->rel, tid, slot,
-								GetCurrentCommandId(true), GetActiveSnapshot(),
-								InvalidSnapshot, true, &failure, &lockmode,
-								&update_indexes);
-	if (result != TM_Ok)
-		ereport(ERROR,
-				errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				errmsg("could not update a locked row of table \"%s\"",
-					   RelationGetRelationName(table->rel)));
-	tuple->t_self = slot->tts_tid;
-	if (saga_update_needs_indexes(update_indexes))
-		insert_index_entries(table, slot,
-							 saga_update_is_summarizing(update_indexes));
-	ExecDropSingleTupleTableSlot(slot);
-}
-
-static void
-delete_row(Table *table, ItemPointer tid)
-{
-	TM_FailureData failure;
-	TM_Result	result;
-
-	result = table_tuple_delete(table->rel, tid, GetCurrentCommandId(true),
-								GetActiveSnapshot(), InvalidSnapshot, true,
-								&failure, false);
-	if (result != TM_Ok)
-		ereport(ERROR,
-				errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-				errmsg("could not delete a row of table \"%s\"",
-					   RelationGetRelationName(table->rel)));
-}
-
-/* Call "each" for every visible row whose first key column is "id". */
-typedef void (*RowCallback) (TupleTableSlot *slot, void *arg);
-
-static void
-scan_rows(Table *table, Snapshot snapshot, int64 id, RowCallback each, void *arg)
-{
-	IndexScanDesc scan;
-	ScanKeyData key;
-
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = saga_index_beginscan(table->rel, table->pkey, snapshot, 1);
-	index_rescan(scan, &key, 1, NULL, 0);
-	while (index_getnext_slot(scan, ForwardScanDirection, table->slot))
-	{
-		slot_getallattrs(table->slot);
-		each(table->slot, arg);
-	}
-	index_endscan(scan);
-}
-
-/* The snapshot for reading what is committed now, in the active stack. */
-static Snapshot
-push_new_snapshot(void)
-{
-	/* above read committed there is but one, and a conflict is an error */
-	if (IsolationUsesXactSnapshot())
-		PushActiveSnapshot(GetTransactionSnapshot());
-	else
-		PushActiveSnapshot(GetLatestSnapshot());
-	return GetActiveSnapshot();
+	names = saga_tables_names();
 }
 
 
@@ -515,6 +99,14 @@ put_time(Datum *values, bool *nulls, int column, TimestampTz time)
 {
 	nulls[column] = time == 0;
 	values[column] = TimestampTzGetDatum(time);
+}
+
+/* An id; 0 is none. */
+static void
+put_id(Datum *values, bool *nulls, int column, int64 value)
+{
+	nulls[column] = value == 0;
+	values[column] = Int64GetDatum(value);
 }
 
 static void
@@ -538,6 +130,13 @@ get_time(TupleTableSlot *slot, int column)
 		DatumGetTimestampTz(slot->tts_values[column]);
 }
 
+static int64
+get_id(TupleTableSlot *slot, int column)
+{
+	return slot->tts_isnull[column] ? 0 :
+		DatumGetInt64(slot->tts_values[column]);
+}
+
 static Jsonb *
 get_jsonb(TupleTableSlot *slot, int column)
 {
@@ -556,54 +155,42 @@ time_or_never(TupleTableSlot *slot, int column)
 
 /* ---- begin ------------------------------------------------------------ */
 
-static Statement claim_key = {
+/* What the row of a new saga is made of; its role is the current user. */
+typedef struct NewSaga
+{
+	int64		id;
+	const SagaDefinition *definition;
+	Jsonb	   *input;
+	const char *key;
+	TimestampTz start_at;		/* 0 = at once */
+	TimestampTz deadline;		/* 0 = none */
+	const char *traceparent;
+	const Saga *parent;			/* NULL = none */
+	int			parent_step;
+	int			parent_element;
+} NewSaga;
+
+static SagaStatement claim_key = {
 	"INSERT INTO saga.key (definition, key, saga_id, slot)"
 	" VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING",
 	4, {TEXTOID, TEXTOID, INT8OID, INT2OID}, NULL
 };
-static Statement read_key = {
+static SagaStatement read_key = {
 	"SELECT k.saga_id, s.due_at IS NULL FROM saga.key k"
 	" LEFT JOIN saga.saga s ON s.id = k.saga_id AND s.slot = k.slot"
 	" WHERE k.definition = $1 AND k.key = $2",
 	2, {TEXTOID, TEXTOID}, NULL
 };
-static Statement take_key = {
+static SagaStatement take_key = {
 	"UPDATE saga.key SET saga_id = $3, slot = $4"
 	" WHERE definition = $1 AND key = $2 AND saga_id = $5",
 	5, {TEXTOID, TEXTOID, INT8OID, INT2OID, INT8OID}, NULL
 };
 
-/* Between saga_owner_enter and _leave.  Returns the number of rows. */
-static uint64
-run_statement(Statement *statement, Datum *values, const char *nulls,
-			  bool read_only, long limit)
-{
-	int			result;
-
-	if (statement->plan == NULL)
-	{
-		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs,
-									   statement->types);
-
-		if (plan == NULL)
-			elog(ERROR, "could not prepare \"%s\": %s", statement->sql,
-				 SPI_result_code_string(SPI_result));
-		SPI_keepplan(plan);
-		statement->plan = plan;
-	}
-	result = SPI_execute_plan(statement->plan, values, nulls, read_only, limit);
-	if (result < 0)
-		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
-			 SPI_result_code_string(result));
-	return SPI_processed;
-}
-
-static Datum
-result_datum(uint64 row, int column, bool *isnull)
-{
-	return SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc,
-						 column, isnull);
-}
+static SagaStatement find_key = {
+	"SELECT k.saga_id FROM saga.key k WHERE k.definition = $1 AND k.key = $2",
+	2, {TEXTOID, TEXTOID}, NULL
+};
 
 static void
 report_duplicate_key(const SagaDefinition *definition, const char *key,
@@ -635,7 +222,7 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 	values[0] = CStringGetTextDatum(definition->name);
 	values[1] = CStringGetTextDatum(key);
 	values[2] = Int64GetDatum(id);
-	values[3] = Int16GetDatum(names.slot);
+	values[3] = Int16GetDatum(names->slot);
 	saga_owner_enter(&owner);
 	/* who is waited for may take long: the caller's patience counts */
 	(void) set_config_option("lock_timeout", patience, PGC_USERSET,
@@ -645,19 +232,19 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 		bool		isnull;
 
 		CHECK_FOR_INTERRUPTS();
-		if (run_statement(&claim_key, values, NULL, false, 0) == 1)
+		if (saga_statement_run(&claim_key, values, NULL, false, 0) == 1)
 		{
 			existing = 0;
 			break;
 		}
-		if (run_statement(&read_key, values, NULL, false, 1) == 0)
+		if (saga_statement_run(&read_key, values, NULL, false, 1) == 0)
 			continue;			/* deleted meanwhile */
-		existing = DatumGetInt64(result_datum(0, 1, &isnull));
-		ended = DatumGetBool(result_datum(0, 2, &isnull));
+		existing = DatumGetInt64(saga_statement_datum(0, 1, &isnull));
+		ended = DatumGetBool(saga_statement_datum(0, 2, &isnull));
 		if (on_duplicate != SAGA_DUPLICATE_NEW || !ended)
 			break;
 		values[4] = Int64GetDatum(existing);
-		if (run_statement(&take_key, values, NULL, false, 0) == 1)
+		if (saga_statement_run(&take_key, values, NULL, false, 0) == 1)
 		{
 			existing = 0;
 			break;
@@ -678,73 +265,266 @@ make_token(pg_uuid_t *token)
 				errmsg("could not generate random values"));
 }
 
+/* Insert the row, and have a worker look at it once that is committed. */
+static void
+insert_saga(const NewSaga *new)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	Oid			role = GetUserId();
+	bool		later = new->start_at > now;
+	Datum		values[SAGA_NCOLUMNS];
+	bool		nulls[SAGA_NCOLUMNS] = {false};
+	pg_uuid_t	token;
+	SagaTable  *table;
+
+	make_token(&token);
+	values[SAGA_ID] = Int64GetDatum(new->id);
+	values[SAGA_DUE_AT] = TimestampTzGetDatum(later ? new->start_at : now);
+	values[SAGA_CREATED_AT] = TimestampTzGetDatum(now);
+	put_time(values, nulls, SAGA_START_AT, new->start_at);
+	nulls[SAGA_STARTED_AT] = true;
+	nulls[SAGA_FINISHED_AT] = true;
+	put_time(values, nulls, SAGA_DEADLINE, new->deadline);
+	values[SAGA_TOKEN] = UUIDPGetDatum(&token);
+	values[SAGA_COORDINATOR] = UUIDPGetDatum(&names->coordinator);
+	values[SAGA_ROLE] = ObjectIdGetDatum(role);
+	put_id(values, nulls, SAGA_PARENT_ID, new->parent ? new->parent->ref.id : 0);
+	put_id(values, nulls, SAGA_ROOT_ID, new->parent ? new->parent->root_id : 0);
+	values[SAGA_DEFINITION_ID] = Int32GetDatum(new->definition->id);
+	values[SAGA_TURN] = Int32GetDatum(0);
+	values[SAGA_STATUS] =
+		ObjectIdGetDatum(names->status[later ? SAGA_STATUS_SCHEDULED :
+									  SAGA_STATUS_RUNNING]);
+	values[SAGA_PARENT_ELEMENT] = Int32GetDatum(new->parent_element);
+	nulls[SAGA_PARENT_ELEMENT] = new->parent == NULL;
+	values[SAGA_SLOT] = Int16GetDatum(names->slot);
+	values[SAGA_STEP] = Int16GetDatum(0);
+	values[SAGA_GOAL] = Int16GetDatum(-1);
+	values[SAGA_PARENT_STEP] = Int16GetDatum(new->parent_step);
+	nulls[SAGA_PARENT_STEP] = new->parent == NULL;
+	values[SAGA_BACKWARD] = BoolGetDatum(false);
+	values[SAGA_SUSPECT] = BoolGetDatum(false);
+	values[SAGA_RELEASED] = BoolGetDatum(false);
+	nulls[SAGA_RECOVERIES] = true;
+	put_text(values, nulls, SAGA_ROLE_NAME, GetUserNameFromId(role, false));
+	put_text(values, nulls, SAGA_KEY, new->key);
+	put_text(values, nulls, SAGA_WAITING_FOR, later ? "start time" : NULL);
+	put_text(values, nulls, SAGA_TRACEPARENT, new->traceparent);
+	put_jsonb(values, nulls, SAGA_INPUT, new->input);
+	nulls[SAGA_ERROR] = true;
+
+	table = saga_table_open(SAGA_TABLE_SAGA, names->slot, RowExclusiveLock);
+	saga_table_insert(table, values, nulls);
+	saga_table_close(table);
+	saga_wake_at_commit(role, new->id, names->slot, false);
+}
+
 int64
 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 				 const char *key, TimestampTz start_at, TimestampTz deadline,
 				 const char *traceparent, SagaOnDuplicate on_duplicate)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	Datum		values[SAGA_NCOLUMNS];
-	bool		nulls[SAGA_NCOLUMNS] = {false};
-	pg_uuid_t	token;
-	Table	   *table;
-	int64		id;
-	int64		existing;
-	bool		later = start_at > now;
+	NewSaga		new = {
+		.definition = definition,
+		.input = input,
+		.key = key,
+		.start_at = start_at,
+		.deadline = deadline,
+		.traceparent = traceparent
+	};
 
 	look_up_names();
-	if (is_copied_database())
+	if (saga_tables_is_copy())
 		ereport(ERROR,
 				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				errmsg("cannot begin a saga in a copy of a database"),
 				errdetail("This database was made from the files of another one, whose sagas it must not run."),
 				errhint("CALL saga.adopt() makes it a coordinator of its own."));
-	id = nextval_internal(names.id_sequence, false);
+	new.id = nextval_internal(names->id_sequence, false);
 	if (key != NULL)
 	{
-		existing = settle_key(definition, key, id, on_duplicate);
+		int64		existing = settle_key(definition, key, new.id, on_duplicate);
+
 		if (existing != 0)
 			return existing;
 	}
+	insert_saga(&new);
+	return new.id;
+}
 
-	make_token(&token);
-	values[SAGA_ID] = Int64GetDatum(id);
-	values[SAGA_DUE_AT] = TimestampTzGetDatum(later ? start_at : now);
-	values[SAGA_CREATED_AT] = TimestampTzGetDatum(now);
-	put_time(values, nulls, SAGA_START_AT, start_at);
-	nulls[SAGA_STARTED_AT] = true;
-	nulls[SAGA_FINISHED_AT] = true;
-	put_time(values, nulls, SAGA_DEADLINE, deadline);
-	values[SAGA_TOKEN] = UUIDPGetDatum(&token);
-	values[SAGA_COORDINATOR] = UUIDPGetDatum(&names.coordinator);
-	values[SAGA_ROLE] = ObjectIdGetDatum(GetUserId());
-	values[SAGA_DEFINITION_ID] = Int32GetDatum(definition->id);
-	values[SAGA_TURN] = Int32GetDatum(0);
-	values[SAGA_STATUS] =
-		ObjectIdGetDatum(names.status[later ? SAGA_STATUS_SCHEDULED :
-									  SAGA_STATUS_RUNNING]);
-	values[SAGA_SLOT] = Int16GetDatum(names.slot);
-	values[SAGA_STEP] = Int16GetDatum(0);
-	values[SAGA_BACKWARD] = BoolGetDatum(false);
-	values[SAGA_SUSPECT] = BoolGetDatum(false);
-	put_text(values, nulls, SAGA_ROLE_NAME, GetUserNameFromId(GetUserId(), false));
-	put_text(values, nulls, SAGA_KEY, key);
-	put_text(values, nulls, SAGA_WAITING_FOR, later ? "start time" : NULL);
-	put_text(values, nulls, SAGA_TRACEPARENT, traceparent);
-	put_jsonb(values, nulls, SAGA_INPUT, input);
-	nulls[SAGA_ERROR] = true;
+int64
+saga_store_begin_child(const Saga *parent, int step, int element,
+					   const SagaDefinition *definition, Jsonb *input,
+					   TimestampTz deadline)
+{
+	NewSaga		new = {
+		.definition = definition,
+		.input = input,
+		.deadline = deadline,
+		.traceparent = parent->traceparent,
+		.parent = parent,
+		.parent_step = step,
+		.parent_element = element
+	};
 
-	table = open_table(names.tables[TABLE_SAGA][names.slot], RowExclusiveLock,
-					   SAGA_DUE_AT);
-	insert_row(table, values, nulls);
-	close_table(table);
+	Assert(GetCurrentTransactionNestLevel() == 1);
+	Assert(parent->branch == NULL && parent->role == GetUserId());
+	look_up_names();
+	new.id = nextval_internal(names->id_sequence, false);
+	(void) saga_tables_push_snapshot();
+	insert_saga(&new);
+	PopActiveSnapshot();
+	return new.id;
+}
 
-	{
-		SagaRef		ref = {.id = id, .slot = names.slot};
+int64
+saga_store_find_key(const char *definition, const char *key)
+{
+	Datum		values[2];
+	SagaOwnerSwitch owner;
+	int64		id = 0;
+	bool		isnull;
 
-		saga_wake_at_commit(GetUserId(), ref.id, ref.slot, false);
-	}
+	values[0] = CStringGetTextDatum(definition);
+	values[1] = CStringGetTextDatum(key);
+	saga_owner_enter(&owner);
+	if (saga_statement_run(&find_key, values, NULL, false, 1) > 0)
+		id = DatumGetInt64(saga_statement_datum(0, 1, &isnull));
+	saga_owner_leave(&owner);
 	return id;
+}
+
+
+/* ---- the elements of foreach steps -------------------------------------- */
+
+static int
+memorize_array(Saga *saga, int step, const char **wrong)
+{
+	const SagaStepRule *rule = &saga->definition->rules.steps[step];
+	JsonbValue	value;
+	int			n;
+
+	if (!saga_path_find(&saga->definition->steps[step].foreach, saga->input,
+						(const Jsonb *const *) saga->results, NULL, &value))
+		*wrong = "there is no value";
+	else if (!saga_json_is_array(&value))
+		*wrong = "it is not an array";
+	else
+	{
+		n = JsonContainerSize(value.val.binary.data);
+		if (n > SAGA_MAX_ELEMENTS)
+			*wrong = psprintf("it has %d elements, more than %d", n,
+							  SAGA_MAX_ELEMENTS);
+		else if (n < rule->quorum)
+			*wrong = psprintf("it has %d element%s, fewer than the quorum of %d",
+							  n, n == 1 ? "" : "s", rule->quorum);
+		else
+		{
+			saga->elements[step].array = value.val.binary.data;
+			return n;
+		}
+	}
+	return -1;
+}
+
+int
+saga_store_expand(Saga *saga, int step, const char **wrong,
+				  SagaElementState **elements)
+{
+	MemoryContext caller = MemoryContextSwitchTo(saga->memory);
+	int			n;
+
+	Assert(saga->definition->rules.steps[step].foreach);
+	memset(&saga->elements[step], 0, sizeof(SagaElements));
+	n = memorize_array(saga, step, wrong);
+	/* an empty array has an address too */
+	saga->ops[step] = palloc0(Max(abs(n), 1) * sizeof(SagaOpRows));
+	*elements = palloc0(Max(abs(n), 1) * sizeof(SagaElementState));
+	MemoryContextSwitchTo(caller);
+	return n;
+}
+
+Jsonb *
+saga_store_element(const Saga *saga, int step, int element)
+{
+	SagaElements *elements = &saga->elements[step];
+	MemoryContext caller;
+
+	if (elements->array == NULL || element < 0 ||
+		(uint32) element >= JsonContainerSize(elements->array))
+		return NULL;
+	caller = MemoryContextSwitchTo(saga->memory);
+	if (elements->values == NULL)
+		elements->values = palloc0(JsonContainerSize(elements->array) *
+								   sizeof(Jsonb *));
+	/* a look-up counts from the last of every 32 that has its offset stored */
+	if (elements->values[element] == NULL)
+		elements->values[element] =
+			JsonbValueToJsonb(getIthJsonbValueFromContainer(elements->array,
+															element));
+	MemoryContextSwitchTo(caller);
+	return elements->values[element];
+}
+
+static void
+add_to_array(JsonbParseState **writer, Jsonb *result)
+{
+	JsonbValue	item = {.type = jbvNull};
+
+	if (result != NULL && !JsonbExtractScalar(&result->root, &item))
+		JsonbToJsonbValue(result, &item);
+	(void) pushJsonbValue(writer, WJB_ELEM, &item);
+}
+
+/*
+ * The results of a foreach step as one array, a null for each element that
+ * has none.  Elements that succeed once the step is done are surplus, so it
+ * never becomes another.  NULL if that would be too large for a jsonb.
+ */
+static Jsonb *
+collect_results(const Saga *saga, int step)
+{
+	const SagaStepState *state = &saga->state.steps[step];
+	JsonbParseState *writer = NULL;
+	Size		size = 0;
+
+	(void) pushJsonbValue(&writer, WJB_BEGIN_ARRAY, NULL);
+	for (int element = 0; element < state->nelements; element++)
+	{
+		const SagaOpState *op =
+			&state->elements[element].op[SAGA_OPERATION_ACTION];
+		Jsonb	   *result =
+			saga->ops[step][element][SAGA_OPERATION_ACTION].result;
+
+		if (op->status != SAGA_OP_SUCCEEDED || op->surplus)
+			result = NULL;
+		size += sizeof(JEntry) + (result ? VARSIZE(result) : 0);
+		if (size > MAX_ARRAY_SIZE)
+			return NULL;
+		add_to_array(&writer, result);
+	}
+	return JsonbValueToJsonb(pushJsonbValue(&writer, WJB_END_ARRAY, NULL));
+}
+
+void
+saga_store_settle_results(Saga *saga)
+{
+	const SagaRules *rules = &saga->definition->rules;
+	MemoryContext caller = MemoryContextSwitchTo(saga->memory);
+
+	for (int step = 0; step < rules->nsteps; step++)
+	{
+		const SagaStepState *state = &saga->state.steps[step];
+
+		if (!rules->steps[step].foreach || saga->results[step] != NULL ||
+			state->off || state->nelements < 0 ||
+			!saga_machine_step_is_done(rules, &saga->state, step))
+			continue;
+		saga->results[step] = collect_results(saga, step);
+		if (saga->results[step] == NULL)
+			saga->broken = "the results of the elements of a step are too large";
+	}
+	MemoryContextSwitchTo(caller);
 }
 
 
@@ -760,52 +540,12 @@ compare_by_id(const void *a, const void *b, void *arg)
 	return left < right ? -1 : left > right;
 }
 
-/*
- * Lock the row of one saga in its newest version, unless it is taken.  True
- * leaves the version that was locked in the table's slot.
- */
-static bool
-lock_row(Table *table, Snapshot snapshot, int64 id)
-{
-	IndexScanDesc scan;
-	ScanKeyData key;
-	TM_FailureData failure;
-	TM_Result	result = TM_Invisible;
-
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = saga_index_beginscan(table->rel, table->pkey, snapshot, 1);
-	index_rescan(scan, &key, 1, NULL, 0);
-	if (index_getnext_slot(scan, ForwardScanDirection, table->slot))
-	{
-		ItemPointerData tid = table->slot->tts_tid;
-
-		result = table_tuple_lock(table->rel, &tid, snapshot, table->slot,
-								  GetCurrentCommandId(false),
-								  LockTupleNoKeyExclusive, LockWaitSkip,
-								  IsolationUsesXactSnapshot() ? 0 :
-								  TUPLE_LOCK_FLAG_FIND_LAST_VERSION,
-								  &failure);
-	}
-	index_endscan(scan);
-	if (result == TM_Updated || result == TM_Deleted)
-	{
-		if (IsolationUsesXactSnapshot())
-			ereport(ERROR,
-					errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
-					errmsg("could not serialize access due to concurrent update"));
-		return false;
-	}
-	if (result == TM_Ok)
-		slot_getallattrs(table->slot);
-	return result == TM_Ok;
-}
-
-/* Is the locked row one that this executor may work on? */
+/* Is this row of a saga one that this executor may work on? */
 static bool
 row_is_ours(TupleTableSlot *slot, Oid role, const char *role_name)
 {
 	if (memcmp(DatumGetUUIDP(slot->tts_values[SAGA_COORDINATOR]),
-			   &names.coordinator, UUID_LEN) != 0)
+			   &names->coordinator, UUID_LEN) != 0)
 		return false;			/* of another coordinator: see saga.adopt() */
 	if (!OidIsValid(role))
 		return true;
@@ -813,15 +553,34 @@ row_is_ours(TupleTableSlot *slot, Oid role, const char *role_name)
 		strcmp(role_name, get_text(slot, SAGA_ROLE_NAME)) == 0;
 }
 
+/* Room for all steps; those of foreach get theirs by saga_store_expand(). */
 static void
 prepare_memory(Saga *saga)
 {
-	int			nsteps = saga->definition->rules.nsteps;
+	const SagaRules *rules = &saga->definition->rules;
+	int			nsteps = rules->nsteps;
+	SagaElementState *elements = palloc0(nsteps * sizeof(SagaElementState));
+	SagaOpRows *ops = palloc0(nsteps * sizeof(SagaOpRows));
 
 	saga->state.nsteps = nsteps;
 	saga->state.steps = palloc0(nsteps * sizeof(SagaStepState));
-	saga->ops = palloc0(nsteps * sizeof(*saga->ops));
+	saga->ops = palloc0(nsteps * sizeof(SagaOpRows *));
 	saga->results = palloc0(nsteps * sizeof(Jsonb *));
+	saga->rounds = palloc0(nsteps * sizeof(int));
+	saga->elements = palloc0(nsteps * sizeof(SagaElements));
+	if (rules->has_savepoints)
+		saga->state.recoveries = palloc0(nsteps * sizeof(int));
+	for (int step = 0; step < nsteps; step++)
+	{
+		if (rules->steps[step].foreach)
+			saga->state.steps[step].nelements = -1;
+		else
+		{
+			saga->state.steps[step].nelements = 1;
+			saga->state.steps[step].elements = &elements[step];
+			saga->ops[step] = &ops[step];
+		}
+	}
 }
 
 /* Make a Saga of the row in "slot"; its steps come with load_steps(). */
@@ -831,15 +590,28 @@ read_saga(TupleTableSlot *slot)
 	Saga	   *saga = palloc0(sizeof(Saga));
 	Datum	   *values = slot->tts_values;
 
+	saga->memory = CurrentMemoryContext;
 	saga->ref.id = DatumGetInt64(values[SAGA_ID]);
 	saga->ref.slot = DatumGetInt16(values[SAGA_SLOT]);
 	saga->ref.suspect = DatumGetBool(values[SAGA_SUSPECT]);
 	saga->suspect = saga->ref.suspect;
 	saga->turn = DatumGetInt32(values[SAGA_TURN]);
 	saga->definition_id = DatumGetInt32(values[SAGA_DEFINITION_ID]);
-	saga->state.status = label_position(names.status, SAGA_NSTATUS,
-										values[SAGA_STATUS]);
+	saga->parent_id = get_id(slot, SAGA_PARENT_ID);
+	saga->parent_step = saga->parent_element = -1;
+	saga->root_id = saga->ref.id;
+	if (saga->parent_id != 0)
+	{
+		saga->parent_step = DatumGetInt16(values[SAGA_PARENT_STEP]);
+		saga->parent_element = DatumGetInt32(values[SAGA_PARENT_ELEMENT]);
+		saga->root_id = get_id(slot, SAGA_ROOT_ID);
+	}
+	saga->state.status = saga_tables_label(names->status, SAGA_NSTATUS,
+										   values[SAGA_STATUS]);
 	saga->state.backward = DatumGetBool(values[SAGA_BACKWARD]);
+	saga->state.goal = DatumGetInt16(values[SAGA_GOAL]);
+	saga->state.child = saga->parent_id != 0;
+	saga->state.released = DatumGetBool(values[SAGA_RELEASED]);
 	saga->state.deadline = time_or_never(slot, SAGA_DEADLINE);
 	saga->due_at = get_time(slot, SAGA_DUE_AT);
 	saga->state.start_at = slot->tts_isnull[SAGA_START_AT] ?
@@ -851,51 +623,289 @@ read_saga(TupleTableSlot *slot)
 	saga->traceparent = get_text(slot, SAGA_TRACEPARENT);
 	saga->waiting_for = get_text(slot, SAGA_WAITING_FOR);
 	saga->input = get_jsonb(slot, SAGA_INPUT);
-	saga->has_error = !slot->tts_isnull[SAGA_ERROR];
+	saga->cause = get_jsonb(slot, SAGA_ERROR);
+	saga->has_error = saga->cause != NULL;
 	saga->created_at = get_time(slot, SAGA_CREATED_AT);
 	saga->started_at = get_time(slot, SAGA_STARTED_AT);
 	saga->step = DatumGetInt16(values[SAGA_STEP]);
 	saga->tuple = ExecCopySlotHeapTuple(slot);
-	saga->foreign = is_copied_database() ||
-		memcmp(DatumGetUUIDP(values[SAGA_COORDINATOR]), &names.coordinator,
+	saga->foreign = saga_tables_is_copy() ||
+		memcmp(DatumGetUUIDP(values[SAGA_COORDINATOR]), &names->coordinator,
 			   UUID_LEN) != 0;
 	return saga;
 }
 
+/* How often it went forward again: stored by savepoint, known by step. */
+static void
+read_recoveries(SagaTables *tables, Saga *saga)
+{
+	const SagaRules *rules = &saga->definition->rules;
+	SagaTable  *table = saga_tables_get(tables, SAGA_TABLE_SAGA, saga->ref.slot);
+	ArrayType  *array;
+	bool		isnull;
+	int			n = 0;
+	Datum		value = heap_getattr(saga->tuple, SAGA_RECOVERIES + 1,
+									 RelationGetDescr(table->rel), &isnull);
+
+	if (isnull)
+		return;
+	array = DatumGetArrayTypeP(value);
+	for (int step = 0; step < rules->nsteps; step++)
+		n += rules->steps[step].savepoint;
+	if (n == 0 || ARR_NDIM(array) != 1 || ARR_DIMS(array)[0] != n ||
+		ARR_HASNULL(array))
+	{
+		saga->broken = "its savepoints are not those of its definition";
+		return;
+	}
+	n = 0;
+	for (int step = 0; step < rules->nsteps; step++)
+		if (rules->steps[step].savepoint)
+			saga->state.recoveries[step] = ((int16 *) ARR_DATA_PTR(array))[n++];
+}
+
+/* A row of saga.step, until its element has a place in memory. */
+typedef struct StoredOp
+{
+	int			element;
+	int			operation;
+	SagaOpState op;
+	SagaOpRow	row;
+	int			next;			/* of the same step; -1 = none */
+} StoredOp;
+
+typedef struct Loading
+{
+	Saga	   *saga;
+	StoredOp   *stored;
+	int			nstored;
+	int			room;
+	int		   *first;			/* by step; -1 = none, or placed */
+	bool	   *begun;			/* by step: an operation of it has begun */
+	bool		confirming;		/* a confirmation has */
+} Loading;
+
+static void
+read_op_state(TupleTableSlot *slot, SagaOpState *op)
+{
+	Datum	   *values = slot->tts_values;
+
+	op->status = saga_tables_label(names->op_status, SAGA_NOP_STATUS,
+								   values[STEP_STATUS]);
+	op->unknown = DatumGetBool(values[STEP_UNKNOWN]);
+	op->cancelled = DatumGetBool(values[STEP_CANCELLED]);
+	op->surplus = DatumGetBool(values[STEP_SURPLUS]);
+	op->signalled = DatumGetBool(values[STEP_SIGNALLED]);
+	op->attempts = DatumGetInt32(values[STEP_ATTEMPTS]);
+	op->failures = DatumGetInt32(values[STEP_FAILURES]);
+	op->crashes = DatumGetInt32(values[STEP_CRASHES]);
+	if (op->status == SAGA_OP_RUNNING)
+		op->due_at = time_or_never(slot, STEP_DUE_AT);
+	else
+		op->due_at = get_time(slot, STEP_DUE_AT);
+}
+
+static void
+read_op_row(TupleTableSlot *slot, SagaOpRow *row)
+{
+	row->stored = true;
+	row->started_at = get_time(slot, STEP_STARTED_AT);
+	row->finished_at = get_time(slot, STEP_FINISHED_AT);
+	row->child_id = get_id(slot, STEP_CHILD_ID);
+	row->result = get_jsonb(slot, STEP_RESULT);
+	row->error = get_jsonb(slot, STEP_ERROR);
+}
+
+/* Keep a row of the present round; those of earlier ones are history. */
 static void
 read_step(TupleTableSlot *slot, void *arg)
 {
-	Saga	   *saga = arg;
-	Datum	   *values = slot->tts_values;
-	int			step = DatumGetInt16(values[STEP_STEP]);
-	int			operation;
-	SagaOpState *op;
-	SagaOpRow  *row;
+	Loading    *loading = arg;
+	Saga	   *saga = loading->saga;
+	int			step = DatumGetInt16(slot->tts_values[STEP_STEP]);
+	int			round = DatumGetInt16(slot->tts_values[STEP_ROUND]);
+	StoredOp   *stored;
 
 	if (step < 0 || step >= saga->state.nsteps)
 	{
 		saga->broken = "a step is not one of its definition";
 		return;
 	}
-	operation = label_position(names.operation, SAGA_NOPERATION,
-							   values[STEP_OPERATION]);
-	op = &saga->state.steps[step].op[operation];
-	op->status = label_position(names.op_status, SAGA_NOP_STATUS,
-								values[STEP_STATUS]);
-	op->unknown = DatumGetBool(values[STEP_UNKNOWN]);
-	op->attempts = DatumGetInt32(values[STEP_ATTEMPTS]);
-	op->failures = DatumGetInt32(values[STEP_FAILURES]);
-	op->crashes = DatumGetInt32(values[STEP_CRASHES]);
-	op->due_at = get_time(slot, STEP_DUE_AT);
+	if (round < saga->rounds[step])
+		return;
+	if (round > saga->rounds[step])
+	{
+		saga->broken = "a step is of a round that has not come";
+		return;
+	}
+	if (loading->nstored == loading->room)
+	{
+		loading->room *= 2;
+		loading->stored = repalloc(loading->stored,
+								   loading->room * sizeof(StoredOp));
+	}
+	stored = &loading->stored[loading->nstored];
+	memset(stored, 0, sizeof(StoredOp));
+	stored->element = DatumGetInt32(slot->tts_values[STEP_ELEMENT]);
+	stored->operation =
+		saga_tables_label(names->operation, SAGA_NOPERATION,
+						  slot->tts_values[STEP_OPERATION]);
+	read_op_state(slot, &stored->op);
+	read_op_row(slot, &stored->row);
+	stored->next = loading->first[step];
+	loading->first[step] = loading->nstored++;
+	if (stored->op.status != SAGA_OP_PENDING)
+	{
+		loading->begun[step] = true;
+		loading->confirming |= stored->operation == SAGA_OPERATION_CONFIRMATION;
+	}
+}
 
-	row = &saga->ops[step][operation];
-	row->tuple = ExecCopySlotHeapTuple(slot);
-	row->started_at = get_time(slot, STEP_STARTED_AT);
-	row->finished_at = get_time(slot, STEP_FINISHED_AT);
-	row->result = get_jsonb(slot, STEP_RESULT);
-	row->error = get_jsonb(slot, STEP_ERROR);
-	if (operation == SAGA_OPERATION_ACTION && op->status == SAGA_OP_SUCCEEDED)
-		saga->results[step] = row->result;
+/* Give the rows of a step whose elements are known their places. */
+static void
+place_rows(Loading *loading, int step)
+{
+	Saga	   *saga = loading->saga;
+	SagaStepState *state = &saga->state.steps[step];
+
+	for (int i = loading->first[step]; i >= 0; i = loading->stored[i].next)
+	{
+		const StoredOp *stored = &loading->stored[i];
+
+		if (stored->element < 0 || stored->element >= state->nelements)
+		{
+			saga->broken = "a step has more elements than its array";
+			return;
+		}
+		state->elements[stored->element].op[stored->operation] = stored->op;
+		saga->ops[step][stored->element][stored->operation] = stored->row;
+		if (!saga->definition->rules.steps[step].foreach &&
+			stored->operation == SAGA_OPERATION_ACTION &&
+			stored->op.status == SAGA_OP_SUCCEEDED)
+			saga->results[step] = stored->row.result;
+	}
+	loading->first[step] = -1;
+}
+
+/*
+ * Has a step with no elements been passed?  It has no row to say so, and it
+ * is done as soon as it is expanded: to make that of it before the machine was
+ * told would put the status in the wrong.  What could only have come after it
+ * says that it was; otherwise the machine asks for its elements again.
+ */
+static bool
+was_passed(const Loading *loading, int step)
+{
+	const SagaState *state = &loading->saga->state;
+	const SagaRules *rules = &loading->saga->definition->rules;
+
+	if (loading->confirming || state->status == SAGA_STATUS_HELD ||
+		state->status == SAGA_STATUS_COMPLETED)
+		return true;
+	/* what else would have kept a stuck saga from going back? */
+	if (rules->steps[step].pivot && !state->backward &&
+		(state->status == SAGA_STATUS_STUCK ||
+		 state->status == SAGA_STATUS_PAUSED ||
+		 state->status == SAGA_STATUS_ABANDONED))
+		return true;
+	for (int later = step + 1; later < rules->nsteps; later++)
+		if (loading->begun[later] && saga_rules_is_before(rules, step, later))
+			return true;
+	return false;
+}
+
+/* Is it a foreach step that was, or could be, expanded? */
+static bool
+is_to_be_expanded(const Saga *saga, int step)
+{
+	const SagaStepRule *rule = &saga->definition->rules.steps[step];
+
+	if (!rule->foreach || saga->state.steps[step].off)
+		return false;
+	for (int i = 0; i < rule->npreds; i++)
+		if (!saga_machine_step_is_done(&saga->definition->rules, &saga->state,
+									   rule->preds[i]))
+			return false;
+	return true;
+}
+
+/* Make the elements of a foreach step, as far as they are known, and give its
+ * rows their places. */
+static void
+load_elements(Loading *loading, int step)
+{
+	Saga	   *saga = loading->saga;
+	SagaElementState *elements;
+	const char *wrong;
+	int			n;
+
+	if (!is_to_be_expanded(saga, step))
+		return;
+	n = saga_store_expand(saga, step, &wrong, &elements);
+	if (n < 0 && loading->first[step] >= 0)
+		n = 1;					/* the one that failed for the whole step */
+	if (n < 0 || (n == 0 && !was_passed(loading, step)))
+	{
+		saga->ops[step] = NULL;
+		return;
+	}
+	saga->state.steps[step].nelements = n;
+	saga->state.steps[step].elements = elements;
+	place_rows(loading, step);
+	saga_machine_loaded(&saga->definition->rules, &saga->state);
+	saga_store_settle_results(saga);
+}
+
+/* Assert what the machine says of its states, unless that takes long. */
+static const char *
+check_state(const Saga *saga)
+{
+#ifndef USE_ASSERT_CHECKING
+	int			n = 0;
+
+	for (int step = 0; step < saga->state.nsteps; step++)
+		n += Max(saga->state.steps[step].nelements, 0);
+	if (n > MAX_CHECKED)
+		return NULL;
+#endif
+	return saga_machine_check(&saga->definition->rules, &saga->state);
+}
+
+/*
+ * Read the rows of all steps at once, then find their places: of the elements
+ * of a foreach step nothing is known before the steps that it depends on are.
+ */
+static void
+load_steps(SagaTables *tables, Snapshot snapshot, Saga *saga)
+{
+	const SagaRules *rules = &saga->definition->rules;
+	Loading		loading = {.saga = saga, .room = 8};
+
+	loading.stored = palloc(loading.room * sizeof(StoredOp));
+	loading.first = palloc(rules->nsteps * sizeof(int));
+	loading.begun = palloc0(rules->nsteps * sizeof(bool));
+	for (int step = 0; step < rules->nsteps; step++)
+	{
+		loading.first[step] = -1;
+		saga->rounds[step] = saga_machine_round(rules, &saga->state, step);
+	}
+	if (saga->turn > 0)
+		saga_table_scan(saga_tables_get(tables, SAGA_TABLE_STEP, saga->ref.slot),
+						snapshot, saga->ref.id, read_step, &loading);
+
+	for (int step = 0; step < rules->nsteps; step++)
+		if (!rules->steps[step].foreach)
+			place_rows(&loading, step);
+	saga_machine_loaded(rules, &saga->state);
+	for (int step = 0; step < rules->nsteps; step++)
+		load_elements(&loading, step);
+
+	for (int step = 0; step < rules->nsteps; step++)
+		if (loading.first[step] >= 0 && saga->broken == NULL)
+			saga->broken = "a step has begun before its elements were known";
+	pfree(loading.stored);
+	pfree(loading.first);
+	pfree(loading.begun);
 }
 
 static void
@@ -908,7 +918,10 @@ read_message(TupleTableSlot *slot, void *arg)
 	message->id = DatumGetInt64(slot->tts_values[MESSAGE_ID]);
 	message->kind = get_text(slot, MESSAGE_KIND);
 	message->step = get_text(slot, MESSAGE_STEP);
+	message->element = slot->tts_isnull[MESSAGE_ELEMENT] ? -1 :
+		DatumGetInt32(slot->tts_values[MESSAGE_ELEMENT]);
 	message->reason = get_text(slot, MESSAGE_REASON);
+	message->payload = get_jsonb(slot, MESSAGE_PAYLOAD);
 	message->requested_by = get_text(slot, MESSAGE_REQUESTED_BY);
 	message->created_at = get_time(slot, MESSAGE_CREATED_AT);
 	saga->messages = lappend(saga->messages, message);
@@ -957,27 +970,33 @@ load_definition(Saga *saga)
 	return definition;
 }
 
-/* Everything of a saga that stands in other tables than its own. */
+/* The definition and the steps of a saga that was just read. */
 static void
-load_rest(Tables *tables, Snapshot snapshot, Saga *saga, bool reload)
+load_saga(SagaTables *tables, Snapshot snapshot, Saga *saga)
 {
-	if (reload)
-	{
-		saga->definition = load_definition(saga);
-		if (saga->definition != NULL)
-		{
-			prepare_memory(saga);
-			if (saga->turn > 0)
-				scan_rows(get_table(tables, TABLE_STEP, saga->ref.slot),
-						  snapshot, saga->ref.id, read_step, saga);
-			if (saga->broken == NULL)
-				saga->broken = saga_machine_check(&saga->definition->rules,
-												  &saga->state);
-		}
-	}
+	saga->definition = load_definition(saga);
+	if (saga->definition == NULL)
+		return;
+	prepare_memory(saga);
+	read_recoveries(tables, saga);
+	if (saga->broken == NULL)
+		load_steps(tables, snapshot, saga);
+	else
+		saga_machine_loaded(&saga->definition->rules, &saga->state);
+	if (saga->broken == NULL)
+		saga->broken = check_state(saga);
+}
+
+/* What others want of it. */
+static void
+load_messages(SagaTables *tables, Snapshot snapshot, Saga *saga)
+{
+	MemoryContext caller = MemoryContextSwitchTo(saga->memory);
+
 	saga->messages = NIL;
-	scan_rows(get_table(tables, TABLE_MESSAGE, 0), snapshot, saga->ref.id,
-			  read_message, saga);
+	saga_table_scan(saga_tables_get(tables, SAGA_TABLE_MESSAGE, 0), snapshot,
+					saga->ref.id, read_message, saga);
+	MemoryContextSwitchTo(caller);
 }
 
 /* Would the input of one more saga be too much?  Never for the first. */
@@ -992,73 +1011,234 @@ is_too_large(TupleTableSlot *slot, Size *size)
 	return false;
 }
 
+/* One call of saga_store_lock(). */
+typedef struct Locking
+{
+	SagaTables	tables;
+	Snapshot	snapshot;
+	Oid			role;
+	const char *role_name;
+	Size		size;			/* of the inputs that were read */
+} Locking;
+
+/* A row of saga.branch that was locked. */
+typedef struct LockedBranch
+{
+	SagaBranch *branch;			/* NULL = none was */
+	int64		saga_id;
+	int16		slot;
+} LockedBranch;
+
+/*
+ * Lock a saga, and read it unless what is known of it still counts.  Sets
+ * *saga to NULL if it is not to be had; *reload says whether its steps are to
+ * be loaded.
+ */
+static void
+lock_saga(Locking *locking, Saga **saga, const SagaRef *ref, bool *reload,
+		  bool *put_off)
+{
+	SagaTable  *table = saga_tables_get(&locking->tables, SAGA_TABLE_SAGA,
+										ref->slot);
+	Saga	   *known = *saga;
+
+	*saga = NULL;
+	if (!saga_table_lock(table, locking->snapshot, ref->id) ||
+		!row_is_ours(table->slot, locking->role, locking->role_name))
+		return;
+	if (known != NULL &&
+		known->turn == DatumGetInt32(table->slot->tts_values[SAGA_TURN]))
+	{
+		MemoryContext caller = MemoryContextSwitchTo(known->memory);
+
+		heap_freetuple(known->tuple);
+		known->tuple = ExecCopySlotHeapTuple(table->slot);
+		MemoryContextSwitchTo(caller);
+		*saga = known;
+	}
+	else if (is_too_large(table->slot, &locking->size))
+	{
+		*put_off = true;
+		return;
+	}
+	else
+	{
+		*saga = read_saga(table->slot);
+		*reload = true;
+	}
+	(*saga)->ended = table->slot->tts_isnull[SAGA_DUE_AT];
+	*reload &= !(*saga)->ended;
+}
+
+static void
+lock_branch(Locking *locking, int64 id, LockedBranch *locked)
+{
+	SagaTable  *table = saga_tables_get(&locking->tables, SAGA_TABLE_BRANCH, 0);
+	SagaBranch *branch;
+	Datum	   *values;
+
+	if (!saga_table_lock(table, locking->snapshot, id))
+		return;
+	branch = palloc0(sizeof(SagaBranch));
+	values = table->slot->tts_values;
+	branch->id = id;
+	branch->tid = table->slot->tts_tid;
+	branch->task.kind = SAGA_TASK_OPERATE;
+	branch->task.step = DatumGetInt16(values[BRANCH_STEP]);
+	branch->task.element = DatumGetInt32(values[BRANCH_ELEMENT]);
+	branch->task.operation =
+		saga_tables_label(names->operation, SAGA_NOPERATION,
+						  values[BRANCH_OPERATION]);
+	branch->task.attempt = DatumGetInt32(values[BRANCH_ATTEMPT]);
+	branch->round = DatumGetInt16(values[BRANCH_ROUND]);
+	locked->branch = branch;
+	locked->saga_id = DatumGetInt64(values[BRANCH_SAGA_ID]);
+	locked->slot = DatumGetInt16(values[BRANCH_SLOT]);
+}
+
+/*
+ * Does the saga no longer wait for this branch?  As far as is committed: the
+ * saga itself may be about to change its mind, and then puts the outcome away.
+ */
+static bool
+is_moot(const Saga *saga, const SagaBranch *branch)
+{
+	const SagaTask *task = &branch->task;
+	const SagaState *state = &saga->state;
+	const SagaOpState *op;
+
+	if (saga->ended || saga->broken != NULL)
+		return true;
+	if (task->step < 0 || task->step >= state->nsteps || task->element < 0 ||
+		task->element >= state->steps[task->step].nelements ||
+		branch->round != saga->rounds[task->step])
+		return true;
+	op = &state->steps[task->step].elements[task->element].op[task->operation];
+	if (op->status != SAGA_OP_RUNNING || op->attempts + 1 != task->attempt)
+		return true;
+	if (task->operation != SAGA_OPERATION_ACTION)
+		return false;
+	if (state->backward &&
+		(state->goal < 0 || saga_rules_is_before(&saga->definition->rules,
+												 state->goal, task->step)))
+		return true;
+	return op->cancelled ||
+		saga_machine_step_is_done(&saga->definition->rules, state, task->step);
+}
+
+/* The saga of a branch, as it is committed; NULL if it is not to be had. */
+static Saga *
+load_saga_of_branch(Locking *locking, const LockedBranch *locked,
+					bool *put_off)
+{
+	SagaTable  *table = saga_tables_get(&locking->tables, SAGA_TABLE_SAGA,
+										locked->slot);
+	Saga	   *saga;
+
+	if (!saga_table_fetch_id(table, locking->snapshot, locked->saga_id) ||
+		!row_is_ours(table->slot, locking->role, locking->role_name))
+		return NULL;
+	if (is_too_large(table->slot, &locking->size))
+	{
+		*put_off = true;
+		return NULL;
+	}
+	saga = read_saga(table->slot);
+	saga->ended = table->slot->tts_isnull[SAGA_DUE_AT];
+	if (!saga->ended)
+		load_saga(&locking->tables, locking->snapshot, saga);
+	return saga;
+}
+
+/* Load the saga of the branch at "index"; of the branches of one saga each
+ * has the same, in a copy of the struct. */
+static void
+load_branch(Locking *locking, Saga **sagas, const LockedBranch *locked,
+			int index, bool *put_off)
+{
+	const LockedBranch *mine = &locked[index];
+	Saga	   *saga = NULL;
+
+	for (int i = 0; i < index && saga == NULL; i++)
+	{
+		if (locked[i].branch == NULL || locked[i].saga_id != mine->saga_id ||
+			sagas[i] == NULL)
+			continue;
+		saga = palloc(sizeof(Saga));
+		*saga = *sagas[i];
+	}
+	if (saga == NULL)
+		saga = load_saga_of_branch(locking, mine, put_off);
+	if (saga != NULL)
+	{
+		saga->branch = mine->branch;
+		saga->branch->moot = is_moot(saga, saga->branch);
+	}
+	sagas[index] = saga;
+}
+
 void
 saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role,
 				bool *put_off)
 {
-	Tables		tables = {.lockmode = RowExclusiveLock};
-	const char *role_name = NULL;
-	int		   *order = palloc(n * sizeof(int));
-	bool	   *reload = palloc0(n * sizeof(bool));
-	Size		size = 0;
-	Snapshot	snapshot;
+	Locking		locking = {.tables = {.lockmode = RowExclusiveLock},
+	.role = role};
+	LockedBranch *branches;
+	bool	   *reload;
+	int		   *order;
 
 	look_up_names();
+	if (saga_tables_is_copy())
+	{
+		memset(sagas, 0, n * sizeof(Saga *));
+		return;
+	}
+	branches = palloc0(n * sizeof(LockedBranch));
+	reload = palloc0(n * sizeof(bool));
+	order = palloc(n * sizeof(int));
 	if (OidIsValid(role))
-		role_name = GetUserNameFromId(role, false);
+		locking.role_name = GetUserNameFromId(role, false);
 	for (int i = 0; i < n; i++)
 		order[i] = i;
 	qsort_arg(order, n, sizeof(int), compare_by_id, unconstify(SagaRef *, refs));
 
 	/* first statement: the rows themselves, in their newest version */
-	snapshot = push_new_snapshot();
+	locking.snapshot = saga_tables_push_snapshot();
 	for (int i = 0; i < n; i++)
 	{
-		Saga	  **saga = &sagas[order[i]];
-		const SagaRef *ref = &refs[order[i]];
-		Table	   *table = get_table(&tables, TABLE_SAGA, ref->slot);
+		int			which = order[i];
 
-		if (is_copied_database() || !lock_row(table, snapshot, ref->id) ||
-			!row_is_ours(table->slot, role, role_name))
-			*saga = NULL;
-		else if (*saga != NULL &&
-				 (*saga)->turn == DatumGetInt32(table->slot->tts_values[SAGA_TURN]))
+		if (refs[which].slot == SAGA_BRANCH_SLOT)
 		{
-			heap_freetuple((*saga)->tuple);
-			(*saga)->tuple = ExecCopySlotHeapTuple(table->slot);
-		}
-		else if (is_too_large(table->slot, &size))
-		{
-			*saga = NULL;
-			put_off[order[i]] = true;
+			sagas[which] = NULL;
+			lock_branch(&locking, refs[which].id, &branches[which]);
 		}
 		else
-		{
-			*saga = read_saga(table->slot);
-			reload[order[i]] = true;
-		}
-		if (*saga != NULL)
-		{
-			(*saga)->ended = table->slot->tts_isnull[SAGA_DUE_AT];
-			reload[order[i]] &= !(*saga)->ended;
-		}
+			lock_saga(&locking, &sagas[which], &refs[which], &reload[which],
+					  &put_off[which]);
 	}
 	PopActiveSnapshot();
 
 	/* second statement, newer snapshot: what hangs on them */
-	snapshot = push_new_snapshot();
+	locking.snapshot = saga_tables_push_snapshot();
 	for (int i = 0; i < n; i++)
 	{
-		if (sagas[i] == NULL)
-			continue;
-		load_rest(&tables, snapshot, sagas[i], reload[i]);
-		if (sagas[i]->ended && sagas[i]->messages == NIL)
-			sagas[i] = NULL;
+		if (branches[i].branch != NULL)
+			load_branch(&locking, sagas, branches, i, &put_off[i]);
+		else if (sagas[i] != NULL)
+		{
+			if (reload[i])
+				load_saga(&locking.tables, locking.snapshot, sagas[i]);
+			load_messages(&locking.tables, locking.snapshot, sagas[i]);
+			if (sagas[i]->ended && sagas[i]->messages == NIL)
+				sagas[i] = NULL;
+		}
 	}
 	PopActiveSnapshot();
-	close_tables(&tables);
+	saga_tables_close(&locking.tables);
 	pfree(order);
 	pfree(reload);
+	pfree(branches);
 }
 
 /*
@@ -1066,26 +1246,16 @@ saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role,
  * are asked for are young.  Returns the table, with the row in its slot, or
  * NULL.
  */
-static Table *
-find_row(Tables *tables, Snapshot snapshot, int64 id)
+static SagaTable *
+find_row(SagaTables *tables, Snapshot snapshot, int64 id)
 {
 	for (int i = 0; i < SAGA_NSLOTS; i++)
 	{
-		int			leaf = (names.slot + SAGA_NSLOTS - i) % SAGA_NSLOTS;
-		Table	   *table = get_table(tables, TABLE_SAGA, leaf);
-		IndexScanDesc scan;
-		ScanKeyData key;
-		bool		found;
+		int			leaf = (names->slot + SAGA_NSLOTS - i) % SAGA_NSLOTS;
+		SagaTable  *table = saga_tables_get(tables, SAGA_TABLE_SAGA, leaf);
 
-		ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-		scan = saga_index_beginscan(table->rel, table->pkey, snapshot, 1);
-		index_rescan(scan, &key, 1, NULL, 0);
-		found = index_getnext_slot(scan, ForwardScanDirection, table->slot);
-		index_endscan(scan);
-		if (!found)
-			continue;
-		slot_getallattrs(table->slot);
-		return table;
+		if (saga_table_fetch_id(table, snapshot, id))
+			return table;
 	}
 	return NULL;
 }
@@ -1093,22 +1263,23 @@ find_row(Tables *tables, Snapshot snapshot, int64 id)
 Saga *
 saga_store_peek(int64 id)
 {
-	Tables		tables = {.lockmode = AccessShareLock};
+	SagaTables	tables = {.lockmode = AccessShareLock};
 	Saga	   *saga = NULL;
 	Snapshot	snapshot;
-	Table	   *table;
+	SagaTable  *table;
 
 	look_up_names();
 	CommandCounterIncrement();	/* the caller's own messages count */
-	snapshot = push_new_snapshot();
+	snapshot = saga_tables_push_snapshot();
 	table = find_row(&tables, snapshot, id);
 	if (table != NULL)
 	{
 		saga = read_saga(table->slot);
-		load_rest(&tables, snapshot, saga, true);
+		load_saga(&tables, snapshot, saga);
+		load_messages(&tables, snapshot, saga);
 	}
 	PopActiveSnapshot();
-	close_tables(&tables);
+	saga_tables_close(&tables);
 	return saga;
 }
 
@@ -1116,12 +1287,12 @@ saga_store_peek(int64 id)
 bool
 saga_store_glance(int64 id, SagaGlance *glance)
 {
-	Tables		tables = {.lockmode = AccessShareLock};
-	Table	   *table;
+	SagaTables	tables = {.lockmode = AccessShareLock};
+	SagaTable  *table;
 	bool		found;
 
 	look_up_names();
-	table = find_row(&tables, push_new_snapshot(), id);
+	table = find_row(&tables, saga_tables_push_snapshot(), id);
 	found = table != NULL;
 	if (found)
 	{
@@ -1130,105 +1301,174 @@ saga_store_glance(int64 id, SagaGlance *glance)
 		Datum		xmin = slot_getsysattr(slot, MinTransactionIdAttributeNumber,
 										   &isnull);
 
-		glance->status = label_position(names.status, SAGA_NSTATUS,
-										slot->tts_values[SAGA_STATUS]);
+		glance->status = saga_tables_label(names->status, SAGA_NSTATUS,
+										   slot->tts_values[SAGA_STATUS]);
 		glance->role = DatumGetObjectId(slot->tts_values[SAGA_ROLE]);
 		glance->own =
 			TransactionIdIsCurrentTransactionId(DatumGetTransactionId(xmin));
 	}
 	PopActiveSnapshot();
-	close_tables(&tables);
+	saga_tables_close(&tables);
 	return found;
 }
 
 
 /* ---- save -------------------------------------------------------------- */
 
-/* Where the row of an operation is now: for scan_rows(). */
-typedef struct FindOperation
-{
-	int			step;
-	Oid			operation;
-	ItemPointerData tid;
-	bool		found;
-} FindOperation;
-
-static void
-find_operation(TupleTableSlot *slot, void *arg)
-{
-	FindOperation *find = arg;
-
-	if (DatumGetInt16(slot->tts_values[STEP_STEP]) != find->step ||
-		DatumGetObjectId(slot->tts_values[STEP_OPERATION]) != find->operation)
-		return;
-	find->tid = slot->tts_tid;
-	find->found = true;
-}
-
 /*
  * Update the row of an operation.  It is looked for again: what was read in
  * an earlier transaction may have been moved since, by VACUUM FULL say.
  */
 static void
-update_operation(Table *table, const Saga *saga, int step, int operation,
+update_operation(SagaTable *table, const Saga *saga, const Datum *values,
 				 HeapTuple tuple)
 {
-	FindOperation find = {.step = step, .operation = names.operation[operation]};
+	static const struct
+	{
+		int			column;
+		RegProcedure equal;
+	}			key[STEP_NKEYS] = {
+		{STEP_SAGA_ID, F_INT8EQ}, {STEP_STEP, F_INT2EQ},
+		{STEP_OPERATION, F_ENUM_EQ}, {STEP_ELEMENT, F_INT4EQ},
+		{STEP_ROUND, F_INT2EQ}
+	};
+	ScanKeyData keys[STEP_NKEYS];
+	ItemPointerData tid;
 
-	scan_rows(table, GetActiveSnapshot(), saga->ref.id, find_operation, &find);
-	if (!find.found)
+	for (int i = 0; i < STEP_NKEYS; i++)
+		ScanKeyInit(&keys[i], i + 1, BTEqualStrategyNumber, key[i].equal,
+					values[key[i].column]);
+	if (!saga_table_fetch(table, GetActiveSnapshot(), keys, STEP_NKEYS))
 		ereport(ERROR,
 				errcode(ERRCODE_DATA_CORRUPTED),
 				errmsg("a row of saga %lld in table \"%s\" is gone",
 					   (long long) saga->ref.id,
 					   RelationGetRelationName(table->rel)));
-	update_row(table, &find.tid, tuple);
+	tid = table->slot->tts_tid;
+	saga_table_update(table, &tid, tuple);
 }
 
 static void
-save_operation(Tables *tables, const Saga *saga, int step, int operation)
+save_operation(SagaTables *tables, const Saga *saga, int step, int element,
+			   int operation)
 {
-	const SagaOpState *op = &saga->state.steps[step].op[operation];
-	SagaOpRow  *row = &saga->ops[step][operation];
-	Table	   *table = get_table(tables, TABLE_STEP, saga->ref.slot);
+	const SagaOpState *op =
+		&saga->state.steps[step].elements[element].op[operation];
+	SagaOpRow  *row = &saga->ops[step][element][operation];
+	SagaTable  *table = saga_tables_get(tables, SAGA_TABLE_STEP, saga->ref.slot);
 	Datum		values[STEP_NCOLUMNS];
 	bool		nulls[STEP_NCOLUMNS] = {false};
 
 	values[STEP_SAGA_ID] = Int64GetDatum(saga->ref.id);
 	values[STEP_DUE_AT] = TimestampTzGetDatum(op->due_at);
-	nulls[STEP_DUE_AT] = op->status != SAGA_OP_WAITING;
+	nulls[STEP_DUE_AT] = op->due_at == SAGA_TIME_NEVER ||
+		(op->status != SAGA_OP_WAITING && op->status != SAGA_OP_RUNNING);
 	put_time(values, nulls, STEP_STARTED_AT, row->started_at);
 	put_time(values, nulls, STEP_FINISHED_AT, row->finished_at);
-	values[STEP_ELEMENT] = Int32GetDatum(0);
+	values[STEP_ELEMENT] = Int32GetDatum(element);
 	values[STEP_ATTEMPTS] = Int32GetDatum(op->attempts);
 	values[STEP_FAILURES] = Int32GetDatum(op->failures);
 	values[STEP_CRASHES] = Int32GetDatum(op->crashes);
-	values[STEP_OPERATION] = ObjectIdGetDatum(names.operation[operation]);
-	values[STEP_STATUS] = ObjectIdGetDatum(names.op_status[op->status]);
+	values[STEP_OPERATION] = ObjectIdGetDatum(names->operation[operation]);
+	values[STEP_STATUS] = ObjectIdGetDatum(names->op_status[op->status]);
+	put_id(values, nulls, STEP_CHILD_ID, row->child_id);
 	values[STEP_SLOT] = Int16GetDatum(saga->ref.slot);
 	values[STEP_STEP] = Int16GetDatum(step);
+	values[STEP_ROUND] = Int16GetDatum(saga->rounds[step]);
 	values[STEP_UNKNOWN] = BoolGetDatum(op->unknown);
+	values[STEP_CANCELLED] = BoolGetDatum(op->cancelled);
+	values[STEP_SURPLUS] = BoolGetDatum(op->surplus);
+	values[STEP_SIGNALLED] = BoolGetDatum(op->signalled);
 	put_jsonb(values, nulls, STEP_RESULT, row->result);
 	put_jsonb(values, nulls, STEP_ERROR, row->error);
-	row->changed = false;
 
-	if (row->tuple == NULL)
-	{
-		insert_row(table, values, nulls);
-		row->tuple = ExecCopySlotHeapTuple(table->slot);
-	}
+	if (!row->stored)
+		saga_table_insert(table, values, nulls);
 	else
 	{
 		HeapTuple	tuple = heap_form_tuple(RelationGetDescr(table->rel),
 											values, nulls);
 
-		update_operation(table, saga, step, operation, tuple);
-		row->tuple = tuple;
+		update_operation(table, saga, values, tuple);
+		heap_freetuple(tuple);
+	}
+	row->stored = true;
+}
+
+/* Is there anything of this operation that the table has to have?  Where it
+ * stands in line for a lock is not. */
+static bool
+is_to_be_saved(const SagaOpState *op, const SagaOpRow *row)
+{
+	if (row->changed)
+		return true;
+	return op->changed &&
+		(row->stored || op->status != SAGA_OP_PENDING || op->signalled);
+}
+
+/* Only the steps with something new are gone through. */
+static void
+save_operations(SagaTables *tables, Saga *saga)
+{
+	for (int step = 0; step < saga->state.nsteps; step++)
+	{
+		SagaStepState *state = &saga->state.steps[step];
+
+		if (!state->changed)
+			continue;
+		for (int element = 0; element < state->nelements; element++)
+			for (int operation = 0; operation < SAGA_NOPERATION; operation++)
+			{
+				SagaOpState *op = &state->elements[element].op[operation];
+				SagaOpRow  *row = &saga->ops[step][element][operation];
+
+				if (is_to_be_saved(op, row))
+					save_operation(tables, saga, step, element, operation);
+				op->changed = row->changed = false;
+			}
+		state->changed = false;
+	}
+}
+
+void
+saga_store_save_operations(Saga *saga)
+{
+	SagaTables	tables = {.lockmode = RowExclusiveLock};
+
+	Assert(GetCurrentTransactionNestLevel() == 1);
+	Assert(saga->branch == NULL);
+	look_up_names();
+	(void) saga_tables_push_snapshot();
+	save_operations(&tables, saga);
+	PopActiveSnapshot();
+	saga_tables_close(&tables);
+	/* saga_store_save() may have to find what was written here */
+	CommandCounterIncrement();
+}
+
+void
+saga_store_forget_round(Saga *saga)
+{
+	const SagaRules *rules = &saga->definition->rules;
+
+	for (int step = 0; step < rules->nsteps; step++)
+	{
+		int			round = saga_machine_round(rules, &saga->state, step);
+
+		if (round == saga->rounds[step])
+			continue;
+		saga->rounds[step] = round;
+		saga->results[step] = NULL;
+		memset(&saga->elements[step], 0, sizeof(SagaElements));
+		if (rules->steps[step].foreach)
+			saga->ops[step] = NULL;
+		else
+			memset(saga->ops[step], 0, sizeof(SagaOpRows));
 	}
 }
 
 static void
-save_attempt(Tables *tables, const Saga *saga, const SagaAttempt *attempt)
+save_attempt(SagaTables *tables, const Saga *saga, const SagaAttempt *attempt)
 {
 	Datum		values[ATTEMPT_NCOLUMNS];
 	bool		nulls[ATTEMPT_NCOLUMNS] = {false};
@@ -1237,12 +1477,13 @@ save_attempt(Tables *tables, const Saga *saga, const SagaAttempt *attempt)
 	values[ATTEMPT_SAGA_ID] = Int64GetDatum(saga->ref.id);
 	values[ATTEMPT_STARTED_AT] = TimestampTzGetDatum(attempt->started_at);
 	values[ATTEMPT_FINISHED_AT] = TimestampTzGetDatum(attempt->finished_at);
-	values[ATTEMPT_ELEMENT] = Int32GetDatum(0);
+	values[ATTEMPT_ELEMENT] = Int32GetDatum(attempt->element);
 	values[ATTEMPT_ATTEMPT] = Int32GetDatum(attempt->attempt);
 	values[ATTEMPT_OPERATION] =
-		ObjectIdGetDatum(names.operation[attempt->operation]);
+		ObjectIdGetDatum(names->operation[attempt->operation]);
 	values[ATTEMPT_SLOT] = Int16GetDatum(saga->ref.slot);
 	values[ATTEMPT_STEP] = Int16GetDatum(attempt->step);
+	values[ATTEMPT_ROUND] = Int16GetDatum(attempt->round);
 	values[ATTEMPT_PASSING] = BoolGetDatum(attempt->passing);
 	put_text(values, nulls, ATTEMPT_OUTCOME, attempt->outcome);
 	put_text(values, nulls, ATTEMPT_SQLSTATE, error->sqlstate);
@@ -1250,32 +1491,56 @@ save_attempt(Tables *tables, const Saga *saga, const SagaAttempt *attempt)
 	put_text(values, nulls, ATTEMPT_DETAIL, error->detail);
 	put_text(values, nulls, ATTEMPT_HINT, error->hint);
 	put_text(values, nulls, ATTEMPT_CONTEXT, error->context);
-	insert_row(get_table(tables, TABLE_ATTEMPT, saga->ref.slot), values, nulls);
+	saga_table_insert(saga_tables_get(tables, SAGA_TABLE_ATTEMPT, saga->ref.slot),
+					  values, nulls);
 }
 
 /* A message that was acted on leaves its table; what people asked for goes
  * to the history. */
 static void
-save_message(Tables *tables, const Saga *saga, SagaMessage *message,
+save_message(SagaTables *tables, const Saga *saga, SagaMessage *message,
 			 TimestampTz now)
 {
 	Datum		values[HISTORY_NCOLUMNS];
 	bool		nulls[HISTORY_NCOLUMNS] = {false};
 
-	delete_row(get_table(tables, TABLE_MESSAGE, 0), &message->tid);
-	if (strcmp(message->kind, "place") == 0)
+	saga_table_delete(saga_tables_get(tables, SAGA_TABLE_MESSAGE, 0), &message->tid);
+	if (!saga_store_is_request(message->kind))
 		return;
 	values[HISTORY_ID] = Int64GetDatum(message->id);
 	values[HISTORY_SAGA_ID] = Int64GetDatum(saga->ref.id);
 	values[HISTORY_REQUESTED_AT] = TimestampTzGetDatum(message->created_at);
 	values[HISTORY_APPLIED_AT] = TimestampTzGetDatum(now);
+	values[HISTORY_ELEMENT] = Int32GetDatum(message->element);
+	nulls[HISTORY_ELEMENT] = message->element < 0;
 	values[HISTORY_SLOT] = Int16GetDatum(saga->ref.slot);
 	put_text(values, nulls, HISTORY_VERB, message->kind);
 	put_text(values, nulls, HISTORY_STEP, message->step);
 	put_text(values, nulls, HISTORY_REASON, message->reason);
 	put_text(values, nulls, HISTORY_ROLE_NAME, message->requested_by);
 	put_text(values, nulls, HISTORY_OUTCOME, message->outcome);
-	insert_row(get_table(tables, TABLE_HISTORY, saga->ref.slot), values, nulls);
+	saga_table_insert(saga_tables_get(tables, SAGA_TABLE_HISTORY, saga->ref.slot),
+					  values, nulls);
+}
+
+/* How often it went forward again from each savepoint; NULL: never. */
+static ArrayType *
+recoveries_to_array(const Saga *saga)
+{
+	const SagaRules *rules = &saga->definition->rules;
+	Datum	   *values = palloc(rules->nsteps * sizeof(Datum));
+	bool		any = false;
+	int			n = 0;
+
+	for (int step = 0; step < rules->nsteps; step++)
+	{
+		if (!rules->steps[step].savepoint)
+			continue;
+		any |= saga->state.recoveries[step] != 0;
+		values[n++] = Int16GetDatum(saga->state.recoveries[step]);
+	}
+	return any ? construct_array(values, n, INT2OID, sizeof(int16), true,
+								 TYPALIGN_SHORT) : NULL;
 }
 
 /*
@@ -1283,13 +1548,14 @@ save_message(Tables *tables, const Saga *saga, SagaMessage *message,
  * no indexed column changes and the update is HOT.
  */
 static void
-save_row(Tables *tables, Saga *saga, TimestampTz now)
+save_row(SagaTables *tables, Saga *saga, TimestampTz now)
 {
-	Table	   *table = get_table(tables, TABLE_SAGA, saga->ref.slot);
+	SagaTable  *table = saga_tables_get(tables, SAGA_TABLE_SAGA, saga->ref.slot);
 	bool		final = saga_status_is_final(saga->state.status);
 	Datum		values[SAGA_NCOLUMNS];
 	bool		nulls[SAGA_NCOLUMNS] = {false};
 	bool		replace[SAGA_NCOLUMNS] = {false};
+	MemoryContext caller;
 	HeapTuple	tuple;
 
 	values[SAGA_DUE_AT] = TimestampTzGetDatum(saga->due_at);
@@ -1301,128 +1567,295 @@ save_row(Tables *tables, Saga *saga, TimestampTz now)
 	replace[SAGA_FINISHED_AT] = final;
 	values[SAGA_TURN] = Int32GetDatum(saga->turn + 1);
 	replace[SAGA_TURN] = true;
-	values[SAGA_STATUS] = ObjectIdGetDatum(names.status[saga->state.status]);
+	values[SAGA_STATUS] = ObjectIdGetDatum(names->status[saga->state.status]);
 	replace[SAGA_STATUS] = true;
 	values[SAGA_STEP] = Int16GetDatum(saga->step);
 	replace[SAGA_STEP] = true;
+	values[SAGA_GOAL] = Int16GetDatum(saga->state.goal);
+	replace[SAGA_GOAL] = true;
 	values[SAGA_BACKWARD] = BoolGetDatum(saga->state.backward);
 	replace[SAGA_BACKWARD] = true;
 	values[SAGA_SUSPECT] = BoolGetDatum(saga->suspect);
 	replace[SAGA_SUSPECT] = true;
+	values[SAGA_RELEASED] = BoolGetDatum(saga->state.released);
+	replace[SAGA_RELEASED] = true;
+	/* those of a saga that is broken are left as they are */
+	if (saga->broken == NULL && saga->definition->rules.has_savepoints)
+	{
+		ArrayType  *recoveries = recoveries_to_array(saga);
+
+		values[SAGA_RECOVERIES] = PointerGetDatum(recoveries);
+		nulls[SAGA_RECOVERIES] = recoveries == NULL;
+		replace[SAGA_RECOVERIES] = true;
+	}
 	put_text(values, nulls, SAGA_WAITING_FOR, saga->waiting_for);
 	replace[SAGA_WAITING_FOR] = true;
 	put_jsonb(values, nulls, SAGA_ERROR, saga->error);
 	replace[SAGA_ERROR] = saga->error != NULL;
 
+	caller = MemoryContextSwitchTo(saga->memory);
 	tuple = heap_modify_tuple(saga->tuple, RelationGetDescr(table->rel),
 							  values, nulls, replace);
-	update_row(table, &saga->tuple->t_self, tuple);
+	MemoryContextSwitchTo(caller);
+	saga_table_update(table, &saga->tuple->t_self, tuple);
 	heap_freetuple(saga->tuple);
 	saga->tuple = tuple;
 	saga->turn++;
 	if (saga->error != NULL)
+	{
 		saga->has_error = true;
+		saga->cause = saga->error;
+	}
 	saga->error = NULL;
 	saga->changed = false;
+}
+
+/* Take away the messages that were acted on: of a saga that has ended, all. */
+static void
+save_messages(SagaTables *tables, Saga *saga, TimestampTz now)
+{
+	ListCell   *cell;
+
+	foreach(cell, saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+
+		if (saga->ended || message->outcome != NULL)
+			save_message(tables, saga, message, now);
+	}
+	saga->messages = NIL;
 }
 
 void
 saga_store_save(Saga **sagas, int n)
 {
-	Tables		tables = {.lockmode = RowExclusiveLock};
+	SagaTables	tables = {.lockmode = RowExclusiveLock};
 	TimestampTz now = GetCurrentTimestamp();
 
 	Assert(GetCurrentTransactionNestLevel() == 1);
 	look_up_names();
-	(void) push_new_snapshot();
+	(void) saga_tables_push_snapshot();
 	for (int i = 0; i < n; i++)
 	{
 		Saga	   *saga = sagas[i];
 		ListCell   *cell;
 
-		if (saga == NULL || !saga->changed)
+		if (saga == NULL || saga->branch != NULL || !saga->changed)
 			continue;
+		save_messages(&tables, saga, now);
 		if (saga->ended)
 		{
 			/* final is final: only what was asked too late is put away */
-			foreach(cell, saga->messages)
-				save_message(&tables, saga, lfirst(cell), now);
-			saga->messages = NIL;
 			saga->changed = false;
 			continue;
 		}
-		for (int step = 0; step < saga->state.nsteps; step++)
-			for (int operation = 0; operation < SAGA_NOPERATION; operation++)
-				if (saga->ops[step][operation].changed)
-					save_operation(&tables, saga, step, operation);
+		save_operations(&tables, saga);
 		foreach(cell, saga->attempts)
 			save_attempt(&tables, saga, lfirst(cell));
-		foreach(cell, saga->messages)
-			if (((SagaMessage *) lfirst(cell))->outcome != NULL)
-				save_message(&tables, saga, lfirst(cell), now);
 		saga->attempts = NIL;
-		saga->messages = NIL;
 		save_row(&tables, saga, now);
 	}
 	PopActiveSnapshot();
-	close_tables(&tables);
+	saga_tables_close(&tables);
+}
+
+
+/* ---- branches ------------------------------------------------------------ */
+
+/*
+ * "alone" is not kept: a wake-up at commit cannot say it, and who takes the
+ * branch finds out by itself, as with any operation.
+ */
+void
+saga_store_hand_out(const Saga *saga, const SagaTask *task,
+					bool alone pg_attribute_unused())
+{
+	SagaTable  *table;
+	Datum		values[BRANCH_NCOLUMNS];
+	bool		nulls[BRANCH_NCOLUMNS] = {false};
+	int64		id;
+
+	Assert(GetCurrentTransactionNestLevel() == 1);
+	Assert(saga->branch == NULL && task->kind == SAGA_TASK_OPERATE);
+	look_up_names();
+	id = nextval_internal(names->id_sequence, false);
+	values[BRANCH_ID] = Int64GetDatum(id);
+	values[BRANCH_SAGA_ID] = Int64GetDatum(saga->ref.id);
+	values[BRANCH_CREATED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
+	values[BRANCH_ROLE] = ObjectIdGetDatum(saga->role);
+	values[BRANCH_ELEMENT] = Int32GetDatum(task->element);
+	values[BRANCH_ATTEMPT] = Int32GetDatum(task->attempt);
+	values[BRANCH_OPERATION] =
+		ObjectIdGetDatum(names->operation[task->operation]);
+	values[BRANCH_SLOT] = Int16GetDatum(saga->ref.slot);
+	values[BRANCH_STEP] = Int16GetDatum(task->step);
+	values[BRANCH_ROUND] = Int16GetDatum(saga->rounds[task->step]);
+	table = saga_table_open(SAGA_TABLE_BRANCH, 0, RowExclusiveLock);
+	saga_table_insert(table, values, nulls);
+	saga_table_close(table);
+	saga_wake_at_commit(saga->role, id, SAGA_BRANCH_SLOT, false);
+}
+
+void
+saga_store_end_branch(const Saga *saga, Jsonb *outcome)
+{
+	SagaBranch *branch = saga->branch;
+	SagaTable  *table;
+
+	Assert(GetCurrentTransactionNestLevel() == 1);
+	look_up_names();
+	(void) saga_tables_push_snapshot();
+	table = saga_table_open(SAGA_TABLE_BRANCH, 0, RowExclusiveLock);
+	saga_table_delete(table, &branch->tid);
+	saga_table_close(table);
+	if (outcome != NULL && !saga->ended && saga->definition != NULL)
+		saga_store_post(saga, "outcome",
+						saga->definition->steps[branch->task.step].name,
+						branch->task.element, NULL, outcome);
+	PopActiveSnapshot();
 }
 
 
 /* ---- messages ---------------------------------------------------------- */
 
-void
-saga_store_post(const Saga *saga, const char *kind, const char *step,
-				const char *reason)
+bool
+saga_store_is_request(const char *kind)
 {
-	Table	   *table;
+	SagaEventKind event;
+
+	return strcmp(kind, "signal") == 0 ||
+		(saga_event_parse(kind, &event) && event >= SAGA_EVENT_CANCEL);
+}
+
+/* Insert a message, and have the saga looked at once that is committed. */
+static void
+insert_message(const SagaRef *ref, Oid role, const char *kind,
+			   const char *step, int element, const char *reason,
+			   Jsonb *payload)
+{
+	SagaTable  *table;
 	Datum		values[MESSAGE_NCOLUMNS];
 	bool		nulls[MESSAGE_NCOLUMNS] = {false};
 
-	look_up_names();
 	values[MESSAGE_ID] =
-		Int64GetDatum(nextval_internal(names.history_sequence, false));
-	values[MESSAGE_SAGA_ID] = Int64GetDatum(saga->ref.id);
-	values[MESSAGE_SLOT] = Int16GetDatum(saga->ref.slot);
-	values[MESSAGE_ROLE] = ObjectIdGetDatum(saga->role);
+		Int64GetDatum(nextval_internal(names->history_sequence, false));
+	values[MESSAGE_SAGA_ID] = Int64GetDatum(ref->id);
+	values[MESSAGE_SLOT] = Int16GetDatum(ref->slot);
+	values[MESSAGE_ROLE] = ObjectIdGetDatum(role);
 	put_text(values, nulls, MESSAGE_KIND, kind);
 	put_text(values, nulls, MESSAGE_STEP, step);
+	values[MESSAGE_ELEMENT] = Int32GetDatum(element);
+	nulls[MESSAGE_ELEMENT] = element < 0;
 	put_text(values, nulls, MESSAGE_REASON, reason);
+	put_jsonb(values, nulls, MESSAGE_PAYLOAD, payload);
 	put_text(values, nulls, MESSAGE_REQUESTED_BY,
-			 GetUserNameFromId(GetUserId(), false));
+			 saga_store_is_request(kind) ?
+			 GetUserNameFromId(GetUserId(), false) : "");
 	values[MESSAGE_CREATED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
-	table = open_table(names.tables[TABLE_MESSAGE][0], RowExclusiveLock, -1);
-	insert_row(table, values, nulls);
-	close_table(table);
-	saga_wake_at_commit(saga->role, saga->ref.id, saga->ref.slot, true);
+	table = saga_table_open(SAGA_TABLE_MESSAGE, 0, RowExclusiveLock);
+	saga_table_insert(table, values, nulls);
+	saga_table_close(table);
+	saga_wake_at_commit(role, ref->id, ref->slot, true);
+}
+
+void
+saga_store_post(const Saga *saga, const char *kind, const char *step,
+				int element, const char *reason, Jsonb *payload)
+{
+	look_up_names();
+	insert_message(&saga->ref, saga->role, kind, step, element, reason,
+				   payload);
+}
+
+bool
+saga_store_post_to(int64 saga_id, const char *kind, const char *step,
+				   int element, Jsonb *payload)
+{
+	SagaTables	tables = {.lockmode = AccessShareLock};
+	SagaTable  *table;
+	bool		found;
+
+	Assert(GetCurrentTransactionNestLevel() == 1);
+	look_up_names();
+	CommandCounterIncrement();	/* it may have been begun just now */
+	table = find_row(&tables, saga_tables_push_snapshot(), saga_id);
+	found = table != NULL && !table->slot->tts_isnull[SAGA_DUE_AT];
+	if (found)
+	{
+		Datum	   *values = table->slot->tts_values;
+		SagaRef		ref = {
+			.id = saga_id,
+			.slot = DatumGetInt16(values[SAGA_SLOT])
+		};
+
+		insert_message(&ref, DatumGetObjectId(values[SAGA_ROLE]), kind, step,
+					   element, NULL, payload);
+	}
+	PopActiveSnapshot();
+	saga_tables_close(&tables);
+	return found;
+}
+
+/*
+ * Of two sagas whose ids are 2^32 apart one waits for nothing: it is over with
+ * the other's transaction.
+ */
+void
+saga_store_serialize_signals(int64 saga_id)
+{
+	look_up_names();
+	LockDatabaseObject(names->tables[SAGA_TABLE_MESSAGE][0], (Oid) saga_id, 1,
+					   ExclusiveLock);
 }
 
 
 /* ---- what is due -------------------------------------------------------- */
 
-static Statement find_due = {
+static SagaStatement find_due = {
 	"SELECT s.id, s.slot, s.suspect, s.due_at FROM saga.saga s"
 	" WHERE s.role = $1 AND s.due_at <= $2 AND (s.due_at, s.id) > ($3, $4)"
 	" AND s.coordinator = $5 AND s.role_name = $6"
 	" ORDER BY s.due_at, s.id LIMIT 4096",
 	6, {OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, UUIDOID, TEXTOID}, NULL
 };
-static Statement find_next_due = {
+static SagaStatement find_next_due = {
 	"SELECT s.due_at FROM saga.saga s"
 	" WHERE s.role = $1 AND s.due_at > $2 AND s.due_at < 'infinity'"
 	" AND s.coordinator = $3 ORDER BY s.due_at LIMIT 1",
 	3, {OIDOID, TIMESTAMPTZOID, UUIDOID}, NULL
 };
-static Statement find_messages = {
+static SagaStatement find_branches = {
+	"SELECT b.id FROM saga.branch b WHERE b.saga_id = $1 ORDER BY b.id LIMIT 4096",
+	1, {INT8OID}, NULL
+};
+static SagaStatement find_children = {
+	"SELECT s.id, s.slot, s.suspect FROM saga.saga s"
+	" WHERE s.parent_id = $1 AND s.due_at IS NOT NULL ORDER BY s.id LIMIT 4096",
+	1, {INT8OID}, NULL
+};
+/*
+ * Of those sagas that saga_store_lock() would give.  Here and below the saga
+ * of a message or branch stands in a sub-select in place of a join, for which
+ * all sagas might be read.
+ */
+static SagaStatement find_role_branches = {
+	"SELECT b.id FROM saga.branch b WHERE b.role = $1 AND b.id > $3"
+	" AND (SELECT s.coordinator = $2 AND s.role = b.role AND s.role_name = $4"
+	"      FROM saga.saga s WHERE s.id = b.saga_id AND s.slot = b.slot)"
+	" ORDER BY b.id LIMIT 4096",
+	4, {OIDOID, UUIDOID, INT8OID, TEXTOID}, NULL
+};
+static SagaStatement find_messages = {
 	"SELECT DISTINCT m.saga_id, m.slot FROM saga.message m"
-	" JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot"
-	" WHERE m.role = $1 AND s.coordinator = $2 AND m.saga_id > $3"
+	" WHERE m.role = $1 AND m.saga_id > $3"
+	" AND (SELECT s.coordinator FROM saga.saga s"
+	"      WHERE s.id = m.saga_id AND s.slot = m.slot) = $2"
 	" ORDER BY m.saga_id",
 	3, {OIDOID, UUIDOID, INT8OID}, NULL
 };
 /* the distinct roles by a loose scan of the index: one probe for each; and
- * those of messages, whose saga may be final by now */
-static Statement look_at_roles = {
+ * those of messages and branches, whose saga may be final by now */
+static SagaStatement look_at_roles = {
 	"WITH RECURSIVE r(role) AS ("
 	" (SELECT s.role FROM saga.saga s WHERE s.due_at IS NOT NULL"
 	"  ORDER BY s.role LIMIT 1)"
@@ -1431,17 +1864,22 @@ static Statement look_at_roles = {
 	"         AND s.role > r.role ORDER BY s.role LIMIT 1)"
 	" FROM r WHERE r.role IS NOT NULL), m(role) AS MATERIALIZED ("
 	" SELECT DISTINCT m.role FROM saga.message m"
-	" JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot"
-	" WHERE s.coordinator = $2)"
+	" WHERE (SELECT s.coordinator FROM saga.saga s"
+	"        WHERE s.id = m.saga_id AND s.slot = m.slot) = $2"
+	"), b(role) AS MATERIALIZED ("
+	" SELECT DISTINCT b.role FROM saga.branch b"
+	" WHERE (SELECT s.coordinator FROM saga.saga s"
+	"        WHERE s.id = b.saga_id AND s.slot = b.slot) = $2)"
 	" SELECT r.role,"
-	" EXISTS (SELECT FROM saga.saga s WHERE s.role = r.role"
-	"         AND s.due_at <= $1 AND s.coordinator = $2),"
+	" EXISTS (SELECT FROM b WHERE b.role = r.role)"
+	" OR EXISTS (SELECT FROM saga.saga s WHERE s.role = r.role"
+	"            AND s.due_at <= $1 AND s.coordinator = $2),"
 	" EXISTS (SELECT FROM m WHERE m.role = r.role),"
 	" (SELECT s.due_at FROM saga.saga s WHERE s.role = r.role"
 	"  AND s.due_at > $1 AND s.due_at < 'infinity' AND s.coordinator = $2"
 	"  ORDER BY s.due_at LIMIT 1)"
 	" FROM (SELECT r.role FROM r WHERE r.role IS NOT NULL"
-	"       UNION SELECT m.role FROM m) r",
+	"       UNION SELECT m.role FROM m UNION SELECT b.role FROM b) r",
 	2, {TIMESTAMPTZOID, UUIDOID}, NULL
 };
 
@@ -1450,13 +1888,13 @@ next_due_of_role(Oid role, TimestampTz now)
 {
 	Datum		values[3] = {
 		ObjectIdGetDatum(role), TimestampTzGetDatum(now),
-		UUIDPGetDatum(&names.coordinator)
+		UUIDPGetDatum(&names->coordinator)
 	};
 	bool		isnull;
 
-	if (run_statement(&find_next_due, values, NULL, false, 1) == 0)
+	if (saga_statement_run(&find_next_due, values, NULL, false, 1) == 0)
 		return DT_NOEND;
-	return DatumGetTimestampTz(result_datum(0, 1, &isnull));
+	return DatumGetTimestampTz(saga_statement_datum(0, 1, &isnull));
 }
 
 int
@@ -1472,27 +1910,27 @@ saga_store_find_due(SagaDuePosition *position, SagaRef *refs, int max,
 	look_up_names();
 	*complete = true;
 	*next_due = DT_NOEND;
-	if (is_copied_database())
+	if (saga_tables_is_copy())
 		return 0;
 	values[0] = ObjectIdGetDatum(role);
 	values[1] = TimestampTzGetDatum(now);
 	values[2] = TimestampTzGetDatum(position->due_at);
 	values[3] = Int64GetDatum(position->id);
-	values[4] = UUIDPGetDatum(&names.coordinator);
+	values[4] = UUIDPGetDatum(&names->coordinator);
 	values[5] = CStringGetTextDatum(GetUserNameFromId(role, false));
 	saga_owner_enter(&owner);
-	n = (int) run_statement(&find_due, values, NULL, false, max);
+	n = (int) saga_statement_run(&find_due, values, NULL, false, max);
 	for (int i = 0; i < n; i++)
 	{
 		bool		isnull;
 
 		refs[i] = (SagaRef)
 		{
-			.id = DatumGetInt64(result_datum(i, 1, &isnull)),
-			.slot = DatumGetInt16(result_datum(i, 2, &isnull)),
-			.suspect = DatumGetBool(result_datum(i, 3, &isnull))
+			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
+			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull)),
+			.suspect = DatumGetBool(saga_statement_datum(i, 3, &isnull))
 		};
-		position->due_at = DatumGetTimestampTz(result_datum(i, 4, &isnull));
+		position->due_at = DatumGetTimestampTz(saga_statement_datum(i, 4, &isnull));
 		position->id = refs[i].id;
 	}
 	*complete = n < max && n < 4096;
@@ -1514,23 +1952,103 @@ saga_store_find_messages(Oid role, int64 after, SagaRef *refs, int max)
 	int			n;
 
 	look_up_names();
-	if (is_copied_database())
+	if (saga_tables_is_copy())
 		return 0;
 	values[0] = ObjectIdGetDatum(role);
-	values[1] = UUIDPGetDatum(&names.coordinator);
+	values[1] = UUIDPGetDatum(&names->coordinator);
 	values[2] = Int64GetDatum(after);
 	saga_owner_enter(&owner);
-	n = (int) run_statement(&find_messages, values, NULL, false, max);
+	n = (int) saga_statement_run(&find_messages, values, NULL, false, max);
 	for (int i = 0; i < n; i++)
 	{
 		bool		isnull;
 
 		refs[i] = (SagaRef)
 		{
-			.id = DatumGetInt64(result_datum(i, 1, &isnull)),
-			.slot = DatumGetInt16(result_datum(i, 2, &isnull))
+			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
+			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull))
 		};
 	}
+	saga_owner_leave(&owner);
+	return n;
+}
+
+/* Put the branches that a statement has returned into "refs". */
+static void
+return_branches(SagaRef *refs, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		refs[i] = (SagaRef)
+		{
+			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
+			.slot = SAGA_BRANCH_SLOT
+		};
+	}
+}
+
+int
+saga_store_find_branches(int64 saga_id, SagaRef *refs, int max)
+{
+	Datum		value = Int64GetDatum(saga_id);
+	SagaOwnerSwitch owner;
+	int			n;
+
+	saga_owner_enter(&owner);
+	n = (int) saga_statement_run(&find_branches, &value, NULL, false, max);
+	return_branches(refs, n);
+	saga_owner_leave(&owner);
+	return n;
+}
+
+int
+saga_store_find_children(int64 saga_id, SagaRef *refs, int max)
+{
+	Datum		value = Int64GetDatum(saga_id);
+	SagaOwnerSwitch owner;
+	int			n;
+
+	if (max <= 0)
+		return 0;				/* to a statement no limit */
+	saga_owner_enter(&owner);
+	n = (int) saga_statement_run(&find_children, &value, NULL, false, max);
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		refs[i] = (SagaRef)
+		{
+			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
+			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull)),
+			.suspect = DatumGetBool(saga_statement_datum(i, 3, &isnull))
+		};
+	}
+	saga_owner_leave(&owner);
+	return n;
+}
+
+int
+saga_store_find_role_branches(Oid role, int64 after, SagaRef *refs, int max)
+{
+	char	   *role_name;
+	Datum		values[4];
+	SagaOwnerSwitch owner;
+	int			n;
+
+	look_up_names();
+	role_name = GetUserNameFromId(role, true);
+	if (saga_tables_is_copy() || role_name == NULL ||
+		saga_tables_is_empty("branch"))
+		return 0;
+	values[0] = ObjectIdGetDatum(role);
+	values[1] = UUIDPGetDatum(&names->coordinator);
+	values[2] = Int64GetDatum(after);
+	values[3] = CStringGetTextDatum(role_name);
+	saga_owner_enter(&owner);
+	n = (int) saga_statement_run(&find_role_branches, values, NULL, false, max);
+	return_branches(refs, n);
 	saga_owner_leave(&owner);
 	return n;
 }
@@ -1543,19 +2061,19 @@ saga_store_look(SagaRoleCallback callback)
 	uint64		n;
 
 	look_up_names();
-	if (is_copied_database())
+	if (saga_tables_is_copy())
 		return false;
 	values[0] = TimestampTzGetDatum(GetCurrentTimestamp());
-	values[1] = UUIDPGetDatum(&names.coordinator);
+	values[1] = UUIDPGetDatum(&names->coordinator);
 	saga_owner_enter(&owner);
-	n = run_statement(&look_at_roles, values, NULL, false, 0);
+	n = saga_statement_run(&look_at_roles, values, NULL, false, 0);
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool		isnull;
-		Oid			role = DatumGetObjectId(result_datum(i, 1, &isnull));
-		bool		due = DatumGetBool(result_datum(i, 2, &isnull));
-		bool		message = DatumGetBool(result_datum(i, 3, &isnull));
-		Datum		next_due = result_datum(i, 4, &isnull);
+		Oid			role = DatumGetObjectId(saga_statement_datum(i, 1, &isnull));
+		bool		due = DatumGetBool(saga_statement_datum(i, 2, &isnull));
+		bool		message = DatumGetBool(saga_statement_datum(i, 3, &isnull));
+		Datum		next_due = saga_statement_datum(i, 4, &isnull);
 
 		callback(role, due, message,
 				 isnull ? DT_NOEND : DatumGetTimestampTz(next_due));
@@ -1565,222 +2083,15 @@ saga_store_look(SagaRoleCallback callback)
 }
 
 
-/* ---- places ------------------------------------------------------------- */
-
-static Statement place_enter = {
-	"INSERT INTO saga.lock (lock_key, position, saga_id, slot, role, granted)"
-	" SELECT $1, pg_catalog.nextval('saga.lock_position_seq'), $2, $3, $4, false"
-	" WHERE NOT EXISTS (SELECT FROM saga.lock l"
-	"                   WHERE l.lock_key = $1 AND l.saga_id = $2)",
-	4, {TEXTOID, INT8OID, INT2OID, OIDOID}, NULL
-};
-static Statement place_grant = {
-	"UPDATE saga.lock SET granted = true"
-	" WHERE lock_key = $1 AND NOT granted AND position IN ("
-	"  SELECT l.position FROM saga.lock l WHERE l.lock_key = $1 AND NOT l.granted"
-	"  ORDER BY l.position LIMIT GREATEST(0,"
-	"   COALESCE((SELECT d.max_running FROM saga.definition d WHERE d.id = $2),"
-	"            2147483647)"
-	"   - (SELECT pg_catalog.count(*) FROM saga.lock g"
-	"      WHERE g.lock_key = $1 AND g.granted)))"
-	" RETURNING saga_id, slot, role",
-	2, {TEXTOID, INT4OID}, NULL
-};
-static Statement place_is_granted = {
-	"SELECT FROM saga.lock WHERE lock_key = $1 AND granted AND saga_id = $2",
-	2, {TEXTOID, INT8OID}, NULL
-};
-static Statement place_leave = {
-	"DELETE FROM saga.lock WHERE saga_id = $1 RETURNING lock_key",
-	1, {INT8OID}, NULL
-};
-/* what a process that died before it gave them back has left */
-static Statement places_forget = {
-	"DELETE FROM saga.lock l WHERE NOT EXISTS"
-	" (SELECT FROM saga.saga s WHERE s.id = l.saga_id AND s.slot = l.slot"
-	"  AND s.due_at IS NOT NULL)",
-	0, {0}, NULL
-};
-static Statement places_with_line = {
-	"SELECT DISTINCT lock_key FROM saga.lock WHERE NOT granted",
-	0, {0}, NULL
-};
-static Statement post_place = {
-	"INSERT INTO saga.message (id, saga_id, slot, role, kind, requested_by)"
-	" VALUES (pg_catalog.nextval('saga.history_id_seq'), $1, $2, $3, 'place', '')",
-	3, {INT8OID, INT2OID, OIDOID}, NULL
-};
-
-#define PLACE_PREFIX	"definition "
-
-/*
- * Serialize what is done to the places of one definition, until the end of
- * the transaction.  Not an advisory lock: anybody could hold that.
- */
-static void
-lock_places(int32 definition_id)
-{
-	LockDatabaseObject(names.tables[TABLE_MESSAGE][0], definition_id, 0,
-					   ExclusiveLock);
-}
-
-void
-saga_store_places_lock(List *definition_ids)
-{
-	ListCell   *cell;
-
-	look_up_names();
-	list_sort(definition_ids, list_int_cmp);
-	foreach(cell, definition_ids)
-		lock_places(lfirst_int(cell));
-}
-
-/* Give free places to those at the head of the line.  Within the owner's
- * switch, with the places locked.  All but "requester" get a message. */
-static void
-grant_places(const char *lock_key, int32 definition_id, int64 requester)
-{
-	Datum		values[2] = {
-		CStringGetTextDatum(lock_key), Int32GetDatum(definition_id)
-	};
-	uint64		n = run_statement(&place_grant, values, NULL, false, 0);
-	SPITupleTable *granted = SPI_tuptable;
-
-	for (uint64 i = 0; i < n; i++)
-	{
-		HeapTuple	tuple = granted->vals[i];
-		bool		isnull;
-		Datum		post[3];
-
-		for (int column = 0; column < 3; column++)
-			post[column] = SPI_getbinval(tuple, granted->tupdesc, column + 1,
-										 &isnull);
-		if (DatumGetInt64(post[0]) == requester)
-			continue;
-		run_statement(&post_place, post, NULL, false, 0);
-		saga_wake_at_commit(DatumGetObjectId(post[2]), DatumGetInt64(post[0]),
-							DatumGetInt16(post[1]), true);
-	}
-}
-
-bool
-saga_store_place_request(const Saga *saga)
-{
-	int32		definition_id = saga->definition->definition_id;
-	char	   *lock_key = psprintf(PLACE_PREFIX "%d", definition_id);
-	Datum		values[4] = {
-		CStringGetTextDatum(lock_key), Int64GetDatum(saga->ref.id),
-		Int16GetDatum(saga->ref.slot), ObjectIdGetDatum(saga->role)
-	};
-	SagaOwnerSwitch owner;
-	bool		granted;
-
-	look_up_names();
-	lock_places(definition_id);
-	saga_owner_enter(&owner);
-	run_statement(&place_enter, values, NULL, false, 0);
-	grant_places(lock_key, definition_id, saga->ref.id);
-	granted = run_statement(&place_is_granted, values, NULL, false, 1) > 0;
-	saga_owner_leave(&owner);
-	return granted;
-}
-
-static bool
-table_is_empty(const char *name)
-{
-	Oid			oid = find_table(get_namespace_oid("saga", false), name);
-	Relation	rel = table_open(oid, AccessShareLock);
-	bool		empty = RelationGetNumberOfBlocks(rel) == 0;
-
-	table_close(rel, NoLock);
-	return empty;
-}
-
-void
-saga_store_place_release(Saga **sagas, int n)
-{
-	SagaOwnerSwitch owner;
-	List	   *freed = NIL;
-	ListCell   *cell;
-
-	if (table_is_empty("lock"))
-		return;					/* the common case: nobody limits anything */
-	saga_owner_enter(&owner);
-	for (int i = 0; i < n; i++)
-	{
-		Datum		value;
-		uint64		left;
-
-		if (sagas[i] == NULL || !saga_status_is_final(sagas[i]->state.status))
-			continue;
-		value = Int64GetDatum(sagas[i]->ref.id);
-		left = run_statement(&place_leave, &value, NULL, false, 0);
-		for (uint64 row = 0; row < left; row++)
-		{
-			bool		isnull;
-			char	   *lock_key = TextDatumGetCString(result_datum(row, 1, &isnull));
-
-			if (strncmp(lock_key, PLACE_PREFIX, strlen(PLACE_PREFIX)) == 0)
-				freed = list_append_unique_int(freed,
-											   atoi(lock_key + strlen(PLACE_PREFIX)));
-		}
-	}
-	list_sort(freed, list_int_cmp);
-	foreach(cell, freed)
-	{
-		/* the switch is left for no more than a lock: no user code can run */
-		lock_places(lfirst_int(cell));
-		grant_places(psprintf(PLACE_PREFIX "%d", lfirst_int(cell)),
-					 lfirst_int(cell), 0);
-	}
-	saga_owner_leave(&owner);
-}
-
-void
-saga_store_places_regrant(void)
-{
-	SagaOwnerSwitch owner;
-	List	   *ids = NIL;
-	ListCell   *cell;
-	uint64		n;
-
-	look_up_names();
-	if (is_copied_database() || table_is_empty("lock"))
-		return;
-	saga_owner_enter(&owner);
-	run_statement(&places_forget, NULL, NULL, false, 0);
-	n = run_statement(&places_with_line, NULL, NULL, false, 0);
-	for (uint64 i = 0; i < n; i++)
-	{
-		bool		isnull;
-		char	   *lock_key = TextDatumGetCString(result_datum(i, 1, &isnull));
-
-		ids = lappend_int(ids, atoi(lock_key + strlen(PLACE_PREFIX)));
-	}
-	list_sort(ids, list_int_cmp);
-	foreach(cell, ids)
-	{
-		/* whoever has it grants the places itself; a coordinator does not wait
-		 * for a role's commit */
-		if (!ConditionalLockDatabaseObject(names.tables[TABLE_MESSAGE][0],
-										   lfirst_int(cell), 0, ExclusiveLock))
-			continue;
-		grant_places(psprintf(PLACE_PREFIX "%d", lfirst_int(cell)),
-					 lfirst_int(cell), 0);
-	}
-	saga_owner_leave(&owner);
-}
-
-
 /* ---- alerts -------------------------------------------------------------- */
 
-static Statement add_alert = {
+static SagaStatement add_alert = {
 	"INSERT INTO saga.alert (kind, saga_id, payload)"
 	" VALUES ($1, $2, pg_catalog.jsonb_build_object('alert', $1, 'saga_id', $2,"
 	"  'definition', $3, 'step', $4, 'message', pg_catalog.left($5, 500)))",
 	5, {TEXTOID, INT8OID, TEXTOID, TEXTOID, TEXTOID}, NULL
 };
-static Statement send_alerts = {
+static SagaStatement send_alerts = {
 	"WITH gone AS (DELETE FROM saga.alert RETURNING id, payload)"
 	" SELECT pg_catalog.pg_notify('saga_alert', (s.payload"
 	"  || pg_catalog.jsonb_build_object('id', s.id))::pg_catalog.text)"
@@ -1803,7 +2114,7 @@ saga_store_alert(const Saga *saga, const char *kind, const char *message)
 									saga->definition->steps[saga->step].name : "");
 	values[4] = CStringGetTextDatum(message);
 	saga_owner_enter(&owner);
-	run_statement(&add_alert, values, NULL, false, 0);
+	saga_statement_run(&add_alert, values, NULL, false, 0);
 	saga_owner_leave(&owner);
 }
 
@@ -1813,10 +2124,10 @@ saga_store_send_alerts(void)
 	SagaOwnerSwitch owner;
 	int			n;
 
-	if (table_is_empty("alert"))
+	if (saga_tables_is_empty("alert"))
 		return 0;
 	saga_owner_enter(&owner);
-	n = (int) run_statement(&send_alerts, NULL, NULL, false, 0);
+	n = (int) saga_statement_run(&send_alerts, NULL, NULL, false, 0);
 	saga_owner_leave(&owner);
 	return n;
 }
@@ -1846,6 +2157,9 @@ static const char *const adopt_statements[] = {
 	"UPDATE saga.message m SET role = r.oid"
 	" FROM saga.saga s, pg_catalog.pg_roles r"
 	" WHERE s.id = m.saga_id AND r.rolname = s.role_name AND r.oid <> m.role",
+	"UPDATE saga.branch b SET role = r.oid"
+	" FROM saga.saga s, pg_catalog.pg_roles r"
+	" WHERE s.id = b.saga_id AND r.rolname = s.role_name AND r.oid <> b.role",
 	"UPDATE saga.lock l SET role = r.oid"
 	" FROM saga.saga s, pg_catalog.pg_roles r"
 	" WHERE s.id = l.saga_id AND r.rolname = s.role_name AND r.oid <> l.role"
@@ -1894,12 +2208,12 @@ saga_store_adopt(List **unbound)
 	/* everybody has the identity and the slot in memory */
 	CacheInvalidateRelcacheByRelid(get_relname_relid("saga",
 													 get_namespace_oid("saga", false)));
-	names.valid = false;
+	saga_tables_forget_names();
 	n = execute(list_unbound);
 	for (uint64 i = 0; i < n; i++)
 	{
 		bool		isnull;
-		char	   *name = TextDatumGetCString(result_datum(i, 1, &isnull));
+		char	   *name = TextDatumGetCString(saga_statement_datum(i, 1, &isnull));
 		MemoryContext old = MemoryContextSwitchTo(caller);
 
 		*unbound = lappend(*unbound, pstrdup(name));

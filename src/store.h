@@ -7,14 +7,15 @@
  * rest.  Rows are written in the top transaction only, never in an operation's
  * subtransaction.
  *
- * Locks, in this order: saga rows by ascending id (SKIP LOCKED, so nobody
- * waits), then places (saga.lock) by ascending key.
+ * Locks, in this order: rows of sagas and branches by ascending id (SKIP
+ * LOCKED, so nobody waits), then what locks.h says.
  */
 #ifndef SAGA_STORE_H
 #define SAGA_STORE_H
 
 #include "access/htup.h"
 #include "datatype/timestamp.h"
+#include "nodes/pg_list.h"
 #include "storage/itemptr.h"
 #include "utils/uuid.h"
 
@@ -23,18 +24,21 @@
 #include "machine.h"
 #include "shared.h"
 
-#define SAGA_NSLOTS		8
-
 /* What is stored of one operation beside what the machine knows. */
 typedef struct SagaOpRow
 {
-	bool		changed;		/* to be written */
-	HeapTuple	tuple;			/* as stored; NULL if there is no row yet */
+	bool		stored;			/* there is a row, of the present round */
+	bool		changed;		/* to be written, also if the machine's part is
+								 * as it was */
 	TimestampTz started_at;		/* of the first attempt; 0 = none */
 	TimestampTz finished_at;	/* 0 = not ended */
+	int64		child_id;		/* of an action: the child that was begun; 0 =
+								 * none */
 	Jsonb	   *result;
 	Jsonb	   *error;			/* of the last attempt that failed */
 } SagaOpRow;
+
+typedef SagaOpRow SagaOpRows[SAGA_NOPERATION];
 
 /* A message, as read; applied messages are deleted by saga_store_save(). */
 typedef struct SagaMessage
@@ -43,16 +47,21 @@ typedef struct SagaMessage
 	int64		id;
 	const char *kind;
 	const char *step;			/* may be NULL */
+	int			element;		/* -1 = none */
 	const char *reason;			/* may be NULL */
+	Jsonb	   *payload;		/* may be NULL */
 	const char *requested_by;
 	TimestampTz created_at;
-	const char *outcome;		/* set by who applies it: goes to the history */
+	const char *outcome;		/* set by who applies it: goes to the history, if
+								 * people sent it */
 } SagaMessage;
 
 /* An attempt that did not succeed, to be written. */
 typedef struct SagaAttempt
 {
 	int			step;
+	int			element;
+	int			round;
 	SagaOperation operation;
 	int			attempt;
 	bool		passing;
@@ -62,6 +71,23 @@ typedef struct SagaAttempt
 	TimestampTz finished_at;
 } SagaAttempt;
 
+/*
+ * An operation that was handed out to another worker: a row of saga.branch.
+ * In a SagaRef its id stands with slot SAGA_BRANCH_SLOT.
+ */
+#define SAGA_BRANCH_SLOT	(-1)
+
+typedef struct SagaBranch
+{
+	int64		id;
+	ItemPointerData tid;
+	SagaTask	task;			/* OPERATE */
+	int			round;
+	bool		moot;			/* nobody waits for it any more: the saga has
+								 * ended, turned back, or gone on without it;
+								 * it may not even be loaded, or be broken */
+} SagaBranch;
+
 /* A saga in memory: what its row and the rows of its steps say. */
 typedef struct Saga
 {
@@ -69,16 +95,25 @@ typedef struct Saga
 	const SagaDefinition *definition;
 	int32		definition_id;
 	int			turn;
-	SagaState	state;
-	SagaOpRow (*ops)[SAGA_NOPERATION];	/* by position of the step */
-	Jsonb	  **results;		/* of the actions, by position */
+	SagaState	state;			/* with what the machine made of it */
+	SagaOpRows **ops;			/* [step][element][operation]; [step] is NULL
+								 * while its elements are not known */
+	Jsonb	  **results;		/* by position: of a step that is done; of a
+								 * foreach step the array of its elements'.  NULL =
+								 * none.  See saga_store_settle_results() */
 	pg_uuid_t	token;
 	Oid			role;
 	const char *key;			/* may be NULL */
 	const char *traceparent;	/* may be NULL */
 	Jsonb	   *input;
+	int64		parent_id;		/* 0 = none */
+	int			parent_step;
+	int			parent_element;
+	int64		root_id;		/* of the tree; its own if it has no parent */
 	bool		has_error;		/* the row has the first cause already */
+	Jsonb	   *cause;			/* that cause, as it was loaded; may be NULL */
 	bool		has_place;		/* of those that max_running gives */
+	bool		has_start_lock; /* that of configure(exclusive) */
 	TimestampTz created_at;
 	TimestampTz started_at;		/* 0 = not yet */
 	HeapTuple	tuple;			/* as stored; its t_self is the row's */
@@ -86,6 +121,14 @@ typedef struct Saga
 	const char *broken;			/* why its rows have no meaning; NULL = fine */
 	bool		ended;			/* it was final when it was locked: nothing is
 								 * loaded or saved but messages that came late */
+	SagaBranch *branch;			/* not NULL: this is not the saga but a branch of
+								 * it.  The saga's row is not locked, and only
+								 * read: nothing of it may be changed */
+	MemoryContext memory;		/* all of it is here */
+	int		   *rounds;			/* store.c's own: by step, that of "ops" */
+	struct SagaElements *elements;	/* likewise: the arrays of foreach steps */
+
+	int			nfailed;		/* attempts that have failed since it was loaded */
 
 	/* what saga_store_save() is to write */
 	bool		changed;
@@ -97,6 +140,30 @@ typedef struct Saga
 	List	   *attempts;		/* of SagaAttempt */
 	List	   *messages;		/* of SagaMessage: all that were read */
 } Saga;
+
+/* Whose messages the history keeps: "cancel" ... and "signal". */
+extern bool saga_store_is_request(const char *kind);
+
+/*
+ * The elements of a foreach step, from the saga's data: how many, or -1 if
+ * they cannot be had, with the reason in *wrong.  Then saga->ops[step] has
+ * room for so many, as has the array that is returned for the machine's
+ * EXPANDED.  For a step that cannot be expanded there is room for one, which
+ * the caller expands it to, to let that one fail.
+ */
+extern int	saga_store_expand(Saga *saga, int step, const char **wrong,
+							  SagaElementState **elements);
+
+/* The element of a foreach step; NULL for any other. */
+extern Jsonb *saga_store_element(const Saga *saga, int step, int element);
+
+/* After outcomes: make the results of foreach steps that are done now. */
+extern void saga_store_settle_results(Saga *saga);
+
+/* Before SAGA_EVENT_FORWARD: write the operations that have changed, since
+ * the machine forgets them; and after it: forget them here too. */
+extern void saga_store_save_operations(Saga *saga);
+extern void saga_store_forget_round(Saga *saga);
 
 /* The state of a saga for one that only looks, or NULL. */
 extern Saga *saga_store_peek(int64 id);
@@ -118,6 +185,15 @@ extern int64 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 							  TimestampTz deadline, const char *traceparent,
 							  SagaOnDuplicate on_duplicate);
 
+/* Likewise for a child of this saga, which is locked and whose role the
+ * current user is: in the engine's top transaction. */
+extern int64 saga_store_begin_child(const Saga *parent, int step, int element,
+									const SagaDefinition *definition,
+									Jsonb *input, TimestampTz deadline);
+
+/* The saga of a definition that has this key; 0 = none. */
+extern int64 saga_store_find_key(const char *definition, const char *key);
+
 /*
  * Lock those of these sagas that are free, are this coordinator's, and are of
  * the role "role" under its present name (InvalidOid: any role), and load
@@ -126,19 +202,53 @@ extern int64 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
  * loaded.  Those that could not be locked are set to NULL.  So are those
  * whose input would make the batch too large for the memory; put_off is set
  * for these: they are to be had by a smaller batch.
+ *
+ * A ref with SAGA_BRANCH_SLOT locks the row of the branch instead, and gives
+ * the saga it belongs to, with branch set: always loaded anew, and shared
+ * between the branches of one saga in one call but for "branch" itself.
  */
 extern void saga_store_lock(Saga **sagas, const SagaRef *refs, int n,
 							Oid role, bool *put_off);
 
-/* Write all that has changed. */
+/* Write all that has changed; of a branch (see saga_store_end_branch) nothing. */
 extern void saga_store_save(Saga **sagas, int n);
 
-/* Add a message for a saga; the caller has checked that it may. */
+/* Hand out an operation of a locked saga to another worker: adds the branch,
+ * wakes a worker after the commit. */
+extern void saga_store_hand_out(const Saga *saga, const SagaTask *task,
+								bool alone);
+
+/* Take the branch away, and unless "outcome" is NULL send that to its saga, as
+ * a message of kind "outcome". */
+extern void saga_store_end_branch(const Saga *saga, Jsonb *outcome);
+
+/* The branches of one saga, at most "max". */
+extern int	saga_store_find_branches(int64 saga_id, SagaRef *refs, int max);
+
+/* Likewise its children that are not final. */
+extern int	saga_store_find_children(int64 saga_id, SagaRef *refs, int max);
+
+/*
+ * Add a message for a saga; the caller has checked that it may.  "element" is
+ * -1 for none; step, reason and payload may be NULL.
+ */
 extern void saga_store_post(const Saga *saga, const char *kind,
-							const char *step, const char *reason);
+							const char *step, int element, const char *reason,
+							Jsonb *payload);
+
+/* Likewise from the engine to another saga, looked for in all leaves: to a
+ * parent or a child.  False if there is none, or it has ended. */
+extern bool saga_store_post_to(int64 saga_id, const char *kind,
+							   const char *step, int element, Jsonb *payload);
+
+/*
+ * Let those who send signals to this saga go one after the other, until the
+ * end of the transaction: the second then sees the first's message.
+ */
+extern void saga_store_serialize_signals(int64 saga_id);
 
 /* Up to "max" sagas of the current role that are due, from (after_due,
- * after_id) on; then those with messages.  Moves the position. */
+ * after_id) on.  Moves the position. */
 typedef struct SagaDuePosition
 {
 	TimestampTz due_at;
@@ -153,25 +263,15 @@ extern int	saga_store_find_due(SagaDuePosition *position, SagaRef *refs,
 extern int	saga_store_find_messages(Oid role, int64 after, SagaRef *refs,
 									 int max);
 
-/* For each role with something unfinished: is any due or has a message, and
- * when does the first that is not due fall due (DT_NOEND)? */
+/* Likewise the branches of a role. */
+extern int	saga_store_find_role_branches(Oid role, int64 after, SagaRef *refs,
+										  int max);
+
+/* For each role with something unfinished: is any due or has a message or a
+ * branch, and when does the first that is not due fall due (DT_NOEND)? */
 typedef void (*SagaRoleCallback) (Oid role, bool due, bool message,
 								  TimestampTz next_due);
 extern bool saga_store_look(SagaRoleCallback callback);
-
-/*
- * Places of a definition with max_running: ask for one (true = granted now;
- * else the saga stands in line and gets a message when its turn has come), and
- * give back what these sagas have, now that they have ended.  All of it at
- * read committed, where the newest rows are seen; a transaction that touches
- * the places of several definitions locks them first, all at once.
- */
-extern void saga_store_places_lock(List *definition_ids);
-extern bool saga_store_place_request(const Saga *saga);
-extern void saga_store_place_release(Saga **sagas, int n);
-
-/* Give places that have become free by saga.configure(). */
-extern void saga_store_places_regrant(void);
 
 /* Write an alert, and send all that wait (NOTIFY saga_alert). */
 extern void saga_store_alert(const Saga *saga, const char *kind,
