@@ -146,6 +146,7 @@ CREATE TABLE saga.saga (
     step          smallint NOT NULL,
     goal          smallint NOT NULL,
     parent_step   smallint,
+    depth         smallint NOT NULL,
     backward      boolean NOT NULL,
     suspect       boolean NOT NULL,
     released      boolean NOT NULL,
@@ -170,6 +171,7 @@ COMMENT ON COLUMN saga.saga.turn IS 'how often the engine has written this row: 
 COMMENT ON COLUMN saga.saga.step IS 'position of the step of the moment, from 0';
 COMMENT ON COLUMN saga.saga.parent_id IS 'saga whose step this one is; NULL = none';
 COMMENT ON COLUMN saga.saga.parent_step IS 'position of that step, from 0';
+COMMENT ON COLUMN saga.saga.depth IS 'how many sagas are above it';
 COMMENT ON COLUMN saga.saga.parent_element IS 'element of that step, from 0';
 COMMENT ON COLUMN saga.saga.root_id IS 'the saga at the top of the tree, which holds the locks of all of it; NULL = this one';
 COMMENT ON COLUMN saga.saga.released IS 'its parent has decided: it completes when it is done';
@@ -1293,7 +1295,8 @@ BEGIN
         FROM saga.steps x LEFT JOIN r ON r.position = x.position
         WHERE x.saga_id = $1
     ), w AS MATERIALIZED (
-        SELECT * FROM saga.workers
+        SELECT * FROM saga.workers x
+        WHERE x.database IS NULL OR x.database = current_database()
     ), k AS MATERIALIZED (
         SELECT x.lock, x.kind, x.status, x.until_step,
                CASE WHEN x.status = 'waiting' THEN concat_ws(', ',

@@ -280,7 +280,7 @@ SELECT r.* FROM saga.coordinator c, saga.definition_version v, generate_series(1
     jsonb_populate_record(NULL::saga.saga, jsonb_build_object(
         'id', -n, 'due_at', now(), 'created_at', now(), 'token', gen_random_uuid(), 'coordinator', c.id,
         'role', 0, 'definition_id', v.id, 'turn', 0, 'status', 'running', 'slot', 0, 'step', 0,
-        'backward', false, 'goal', -1, 'released', false, 'suspect', false, 'role_name', 'none', 'input', '{}'::jsonb)) r
+        'backward', false, 'goal', -1, 'depth', 0, 'released', false, 'suspect', false, 'role_name', 'none', 'input', '{}'::jsonb)) r
 WHERE v.name = 'order' AND v.version = 1;
 SAVEPOINT s;
 SELECT saga.drop_definition('order');

@@ -401,13 +401,22 @@ static void
 answer_step(const SagaWish *wish)
 {
 	Saga	   *saga = wish->member->saga;
+	SagaEvent	event;
 
-	if (wish->request.granted)
-		saga_record_op_event(saga, SAGA_EVENT_GRANTED, &wish->task, DT_NOEND);
-	else
+	event = saga_record_make_event(wish->request.granted ?
+								   SAGA_EVENT_GRANTED : SAGA_EVENT_QUEUED,
+								   &wish->task);
+	event.due_at = wish->request.granted ? 0 : wish->request.expires_at;
+	if (event.due_at == DT_NOEND)
+		event.due_at = SAGA_TIME_NEVER;
+	if (saga_record_event(saga, &event) != SAGA_VERDICT_APPLIED)
 	{
-		saga_record_op_event(saga, SAGA_EVENT_QUEUED, &wish->task,
-							 wish->request.expires_at);
+		/* another operation has turned the saga back since it asked */
+		wish->member->leaves = true;
+		return;
+	}
+	if (!wish->request.granted)
+	{
 		wish->member->stands_in_line = true;
 		wish->member->leaves |=
 			wish->request.expires_at <= GetCurrentTimestamp();
@@ -871,8 +880,7 @@ static bool
 may_operate(SagaRun *run, SagaMember *member, const SagaTask *task)
 {
 	const Saga *saga = member->saga;
-	bool		suspect = saga->branch == NULL ? saga->suspect :
-		member->ref.suspect;
+	bool		suspect = saga->suspect || member->ref.suspect;
 
 	if (run->stop || !OidIsValid(run->role))
 		return false;
@@ -1324,7 +1332,8 @@ do_tasks(SagaRun *run, SagaMember *member, const SagaTask *tasks, int n)
 				ask_for_step(run, member, task);
 			continue;
 		}
-		if (member->nquiet >= MAX_QUIET)
+		if (member->nquiet >= MAX_QUIET ||
+			(member->nquiet > 0 && GetCurrentTimestamp() >= run->batch_end))
 			continue;
 		if (do_quietly(saga, task))
 		{

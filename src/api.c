@@ -1011,14 +1011,14 @@ leave_foreground(void)
 static bool
 run_refs(SagaRef *refs, int n, SagaRunResult *result)
 {
-	int64		done = result->operations + result->finished;
+	int64		done = result->changed + result->operations;
 	int			mine;
 
 	CHECK_FOR_INTERRUPTS();
 	mine = n > 0 ? saga_executor_claim(refs, n) : 0;
 	if (mine > 0)
 		saga_engine_run(&foreground_driver, refs, mine, result);
-	return result->operations + result->finished > done;
+	return result->changed + result->operations > done;
 }
 
 /*
@@ -1141,10 +1141,10 @@ recover_due(int64 max, TimestampTz until, SagaRunResult *result, int64 *looked)
 		int			mine;
 		int			n;
 
-		if (complete && result->operations + result->finished == done)
+		if (complete && result->changed + result->operations == done)
 			break;
 		if (complete)
-			done = result->operations + result->finished;
+			done = result->changed + result->operations;
 		n = saga_engine_find_due(&foreground_driver, refs,
 								 Min(max - *looked, SAGA_MAX_BATCH),
 								 &complete, &next_due);

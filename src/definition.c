@@ -667,6 +667,7 @@ load_references(SagaDefinition *def, SagaStep *step, SagaStepRule *rule,
 		corrupted("and_then");
 	def->has_pivot |= rule->pivot;
 	def->has_exclusive |= rule->exclusive;
+	def->has_children |= step->kind == SAGA_KIND_CHILD;
 	def->rules.has_savepoints |= rule->savepoint;
 }
 

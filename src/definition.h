@@ -102,6 +102,7 @@ typedef struct SagaDefinition
 	const int16 *by_name;		/* positions of the steps, by their names */
 	bool		has_pivot;
 	bool		has_exclusive;	/* a step has */
+	bool		has_children;	/* a step is one */
 
 	/* names of parameters without a default, of actions and compensations,
 	 * that no step before provides: the input of a saga must have a field of

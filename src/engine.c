@@ -3,10 +3,10 @@
  *		The one engine: loads sagas, asks the machine, does it, records it.
  *
  * A run takes up to SAGA_MAX_BATCH sagas of one role.  Each transaction of the
- * run locks those that have something to do, calls at most one operation of
- * each in a subtransaction of its own (call.c), and writes what came of all of
- * them at the end, in the top transaction; then the next transaction goes on
- * with those that have another step.
+ * run locks those that have something to do, does what each has to do
+ * (advance.c), operations in subtransactions of their own (call.c), and writes
+ * what came of all of them at the end, in the top transaction; then the next
+ * transaction goes on with those that have another step.
  *
  * How it stays right when killed at any line: an operation's effect and its
  * record commit together or not at all (P2).  Nothing that memory knows of a
@@ -199,6 +199,8 @@ write_all(SagaRun *run, SagaMember **members, int n)
 		if (got_stuck(members[i]))
 			saga_store_alert(sagas[i], "stuck", stuck_reason(sagas[i]));
 	}
+	for (int i = 0; i < n; i++)
+		run->result->changed += sagas[i] != NULL && sagas[i]->changed;
 	saga_store_save(sagas, n);
 	if (run->isolation == XACT_READ_COMMITTED)
 		give_back_locks(members, n, asked);
@@ -350,7 +352,7 @@ try_transaction(SagaRun *run, SagaMember **members, int n)
 
 /* An error that is not about the saga at hand: the run is over. */
 static bool
-ends_the_run(const SagaRun *run, const ErrorData *error)
+ends_the_run(const ErrorData *error)
 {
 	switch (ERRCODE_TO_CATEGORY(error->sqlerrcode))
 	{
@@ -359,8 +361,7 @@ ends_the_run(const SagaRun *run, const ErrorData *error)
 			return true;
 		default:
 			return error->sqlerrcode == ERRCODE_UNDEFINED_OBJECT ||
-				error->sqlerrcode == ERRCODE_UNDEFINED_TABLE ||
-				!run->driver->worker;
+				error->sqlerrcode == ERRCODE_UNDEFINED_TABLE;
 	}
 }
 
@@ -369,9 +370,11 @@ ends_the_run(const SagaRun *run, const ErrorData *error)
 static void
 leave_alone(SagaRun *run, SagaMember *member, ErrorData *error)
 {
-	if (ends_the_run(run, error))
+	bool		in_foreground = !run->driver->worker && OidIsValid(run->role);
+
+	if (ends_the_run(error))
 		ReThrowError(error);
-	ereport(LOG,
+	ereport(in_foreground ? WARNING : LOG,
 			errcode(error->sqlerrcode),
 			errmsg("could not advance saga %lld: %s",
 				   (long long) member->ref.id, error->message),

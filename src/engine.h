@@ -25,6 +25,7 @@ typedef struct SagaRunResult
 {
 	int64		operations;		/* attempts made */
 	int64		transactions;
+	int64		changed;		/* sagas written, each time */
 	int64		finished;		/* sagas that became final */
 	int64		failed;			/* attempts that failed */
 } SagaRunResult;

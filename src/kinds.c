@@ -33,6 +33,12 @@
 #include "owner.h"
 #include "record.h"
 
+/* A tree of sagas that is deeper than this is taken for one without end. */
+#define MAX_DEPTH		1000
+
+/* So many children of a saga that nobody remembers are let go at its end. */
+#define MAX_FORGOTTEN	4096
+
 static const SagaStep *
 step_of(const Saga *saga, const SagaTask *task)
 {
@@ -158,6 +164,15 @@ begin_child(Saga *saga, const SagaTask *task, Jsonb *input)
 	ErrorData  *error = NULL;
 	int64		id;
 
+	if (saga->depth >= MAX_DEPTH)
+	{
+		fail_for_good(saga, task, ERRCODE_SAGA_BAD_DATA,
+					  psprintf("child sagas are nested more than %d deep",
+							   MAX_DEPTH),
+					  "A definition that begins itself, perhaps through others, must come to an end.",
+					  "Give the child step a condition: only_if.");
+		return;
+	}
 	definition = find_child_definition(saga, step->child, input, &error);
 	if (definition == NULL)
 	{
@@ -559,10 +574,31 @@ may_need_release(const Saga *saga, int step, int element)
 		state->op[SAGA_OPERATION_CONFIRMATION].status != SAGA_OP_SUCCEEDED;
 }
 
+/* Of children that memory does not know: of earlier rounds, or because the
+ * saga could not be loaded. */
+static void
+release_forgotten(const Saga *saga)
+{
+	SagaRef    *refs = palloc(MAX_FORGOTTEN * sizeof(SagaRef));
+	int			n = saga_store_find_children(saga->ref.id, refs, MAX_FORGOTTEN);
+
+	for (int i = 0; i < n; i++)
+		(void) saga_store_post_to(refs[i].id, "release", NULL, -1, NULL);
+	pfree(refs);
+}
+
 /* The saga is final: nobody decides about its children any more. */
 static void
 release_children(const Saga *saga)
 {
+	if (saga->definition == NULL || saga->broken != NULL)
+	{
+		release_forgotten(saga);
+		return;
+	}
+	if (saga->definition->rules.has_savepoints &&
+		saga->definition->has_children)
+		release_forgotten(saga);
 	for (int step = 0; step < saga->state.nsteps; step++)
 	{
 		if (saga->definition->steps[step].kind != SAGA_KIND_CHILD)
@@ -579,8 +615,7 @@ saga_kind_status_changed(Saga *saga)
 {
 	SagaStatus	status = saga->state.status;
 
-	if (saga_status_is_final(status) && saga->definition != NULL &&
-		saga->broken == NULL)
+	if (saga_status_is_final(status))
 		release_children(saga);
 	if (saga->parent_id != 0 &&
 		(status == SAGA_STATUS_HELD || saga_status_is_final(status)))

@@ -145,7 +145,7 @@ add_attempt(Saga *saga, const SagaTask *task, int round, bool passing,
 	attempt->element = task->element;
 	attempt->round = round;
 	attempt->operation = task->operation;
-	attempt->attempt = task->attempt;
+	attempt->attempt = saga_record_op(saga, task)->attempts;
 	attempt->passing = passing;
 	attempt->outcome = outcome->kind == SAGA_OUTCOME_LOST ? "lost" :
 		outcome->timed_out ? "timeout" : "failed";

@@ -302,6 +302,7 @@ insert_saga(const NewSaga *new)
 	values[SAGA_GOAL] = Int16GetDatum(-1);
 	values[SAGA_PARENT_STEP] = Int16GetDatum(new->parent_step);
 	nulls[SAGA_PARENT_STEP] = new->parent == NULL;
+	values[SAGA_DEPTH] = Int16GetDatum(new->parent ? new->parent->depth + 1 : 0);
 	values[SAGA_BACKWARD] = BoolGetDatum(false);
 	values[SAGA_SUSPECT] = BoolGetDatum(false);
 	values[SAGA_RELEASED] = BoolGetDatum(false);
@@ -600,6 +601,7 @@ read_saga(TupleTableSlot *slot)
 	saga->parent_id = get_id(slot, SAGA_PARENT_ID);
 	saga->parent_step = saga->parent_element = -1;
 	saga->root_id = saga->ref.id;
+	saga->depth = DatumGetInt16(values[SAGA_DEPTH]);
 	if (saga->parent_id != 0)
 	{
 		saga->parent_step = DatumGetInt16(values[SAGA_PARENT_STEP]);

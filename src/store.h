@@ -110,6 +110,7 @@ typedef struct Saga
 	int			parent_step;
 	int			parent_element;
 	int64		root_id;		/* of the tree; its own if it has no parent */
+	int			depth;			/* how many sagas are above it */
 	bool		has_error;		/* the row has the first cause already */
 	Jsonb	   *cause;			/* that cause, as it was loaded; may be NULL */
 	bool		has_place;		/* of those that max_running gives */
