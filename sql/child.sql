@@ -6,6 +6,15 @@ SELECT setval('saga.saga_id_seq', 26000000, false) AS ids_begin_at;
 CREATE FUNCTION saga_test.child_input(parcel text) RETURNS jsonb LANGUAGE sql AS $$ SELECT jsonb_build_object('parcel', parcel) $$;
 CREATE FUNCTION saga_test.pass_on(context jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT jsonb_build_object('fail', context #> '{input,child_fail}', 'parcel', 'p') $$;
 CREATE FUNCTION saga_test.bad_input(context jsonb) RETURNS jsonb LANGUAGE sql AS $$ SELECT '[1]'::jsonb $$;
+CREATE SEQUENCE saga_test.tries;
+GRANT ALL ON SEQUENCE saga_test.tries TO PUBLIC;
+CREATE FUNCTION saga_test.third_time(context jsonb) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    IF nextval('saga_test.tries') < 3 THEN
+        PERFORM saga.fail('not yet');
+    END IF;
+    RETURN 'lucky';
+END $$;
 -- The tree of a saga, with what became of it.
 CREATE FUNCTION saga_test.tree(id bigint) RETURNS TABLE (definition text, status saga.saga_status, log text) LANGUAGE sql AS $$
     WITH RECURSIVE t AS (
@@ -88,6 +97,15 @@ SELECT saga.define('mother_pivot', saga.step('m', 'saga_test.act', 'saga_test.ac
 SELECT saga.begin('mother_pivot') AS id \gset
 SELECT saga_test.outcome(:id);
 SELECT * FROM saga_test.tree(:id);
+-- Behind the pivot the step is tried again, with a child of its own each time.
+SELECT saga.define('kid_lucky', saga.step('k', 'saga_test.third_time'));
+SELECT saga.define('mother_behind', saga.step('m', 'saga_test.act', pivot => true),
+    saga.child_step('kid', definition => 'kid_lucky', retry => saga.retry_policy(5, '5 ms')));
+SELECT saga.begin('mother_behind') AS id \gset
+SELECT saga_test.outcome(:id);
+SELECT * FROM saga_test.tree(:id);
+SELECT step, attempt, sqlstate, detail FROM saga.attempts WHERE saga_id = :id ORDER BY attempt;
+SELECT saga.result(:id);
 -- The child's definition is gone, or disabled, when its turn has come.
 SELECT saga.configure('kid_confirmed', enabled => false);
 SELECT saga.begin('mother_of_many', '{"parcels": [{}]}') AS id \gset
@@ -112,4 +130,5 @@ SELECT saga.abandon(:kid, 'by hand') = :kid AS abandoned;
 SELECT saga_test.outcome(:id);
 SELECT * FROM saga_test.tree(:id);
 RESET ROLE;
-DROP FUNCTION saga_test.child_input, saga_test.pass_on, saga_test.bad_input, saga_test.tree;
+DROP FUNCTION saga_test.third_time, saga_test.child_input, saga_test.pass_on, saga_test.bad_input, saga_test.tree;
+DROP SEQUENCE saga_test.tries;

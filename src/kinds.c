@@ -71,15 +71,34 @@ after(int64 duration)
 /* ---- children: what the parent does ------------------------------------ */
 
 static void
+record_failure(Saga *saga, const SagaTask *task, bool is_final, int sqlstate,
+			   const char *message, const char *detail, const char *hint)
+{
+	SagaOutcome outcome = {.kind = SAGA_OUTCOME_FAILED,.is_final = is_final};
+
+	outcome.error = saga_record_make_error(sqlstate, message, detail);
+	outcome.error.hint = hint;
+	outcome.started_at = outcome.finished_at = GetCurrentTimestamp();
+	if (!saga_record_outcome(saga, task, &outcome))
+		elog(ERROR, "the machine refused a failure of step %d of saga %lld",
+			 task->step, (long long) saga->ref.id);
+}
+
+/* It has failed: the policy decides whether for good, as of a function's
+ * error.  Behind the pivot it does so never. */
+static void
+fail(Saga *saga, const SagaTask *task, int sqlstate, const char *message,
+	 const char *detail, const char *hint)
+{
+	record_failure(saga, task, false, sqlstate, message, detail, hint);
+}
+
+/* It has failed, and would again. */
+static void
 fail_for_good(Saga *saga, const SagaTask *task, int sqlstate,
 			  const char *message, const char *detail, const char *hint)
 {
-	SagaError	error = saga_record_make_error(sqlstate, message, detail);
-
-	error.hint = hint;
-	if (!saga_record_final_failure(saga, task, &error))
-		elog(ERROR, "the machine refused a failure of step %d of saga %lld",
-			 task->step, (long long) saga->ref.id);
+	record_failure(saga, task, true, sqlstate, message, detail, hint);
 }
 
 /* Likewise, it has succeeded. */
@@ -293,7 +312,7 @@ expire_signal(Saga *saga, const SagaTask *task)
 	if (step->fallback != NULL)
 		succeed(saga, task, step->fallback);
 	else
-		fail_for_good(saga, task, ERRCODE_SAGA_SIGNAL_TIMEOUT,
+		fail(saga, task, ERRCODE_SAGA_SIGNAL_TIMEOUT,
 					  psprintf("no signal \"%s\" came in time", step->name),
 					  NULL, NULL);
 }
@@ -304,7 +323,7 @@ saga_kind_expire(Saga *saga, const SagaTask *task)
 	const SagaOpState *op = saga_record_op(saga, task);
 
 	if (op->status != SAGA_OP_RUNNING)
-		fail_for_good(saga, task, ERRCODE_SAGA_LOCK_TIMEOUT,
+		fail(saga, task, ERRCODE_SAGA_LOCK_TIMEOUT,
 					  "the saga's lock did not come in time",
 					  psprintf("Step \"%s\" waited for it.",
 							   step_of(saga, task)->name),
@@ -475,7 +494,7 @@ action_has_ended(Saga *saga, const ChildReport *report)
 			 saga_record_op(saga, &report->task)->cancelled)
 		(void) saga_record_outcome(saga, &report->task, &revoked);
 	else
-		fail_for_good(saga, &report->task, ERRCODE_SAGA_CHILD_FAILED,
+		fail(saga, &report->task, ERRCODE_SAGA_CHILD_FAILED,
 					  psprintf("child saga %lld was %s",
 							   (long long) report->id,
 							   saga_status_name(report->status)),
