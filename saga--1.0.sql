@@ -170,7 +170,7 @@ COMMENT ON COLUMN saga.saga.definition_id IS 'saga.definition_version.id';
 COMMENT ON COLUMN saga.saga.turn IS 'how often the engine has written this row: what it remembers of a saga counts only for the same turn';
 COMMENT ON COLUMN saga.saga.step IS 'position of the step of the moment, from 0';
 COMMENT ON COLUMN saga.saga.parent_id IS 'saga whose step this one is; NULL = none';
-COMMENT ON COLUMN saga.saga.parent_step IS 'position of that step, from 0';
+COMMENT ON COLUMN saga.saga.parent_step IS 'position that the step had when this one was begun, from 0';
 COMMENT ON COLUMN saga.saga.depth IS 'how many sagas are above it';
 COMMENT ON COLUMN saga.saga.parent_element IS 'element of that step, from 0';
 COMMENT ON COLUMN saga.saga.root_id IS 'the saga at the top of the tree, which holds the locks of all of it; NULL = this one';
@@ -316,8 +316,8 @@ CREATE TABLE saga.message (
 COMMENT ON TABLE saga.message IS 'what somebody wants of a saga and the engine has not acted on yet';
 COMMENT ON COLUMN saga.message.role IS 'role of the saga, whose worker is to act on it';
 COMMENT ON COLUMN saga.message.kind IS
-    'what people ask: cancel, pause, resume, retry, skip, abandon, signal; what the engine tells itself: place (a place or lock was granted), outcome (of a branch), child (how one ended, to its parent), recall, release (to a child), deadlock';
-COMMENT ON COLUMN saga.message.payload IS 'of a signal, an outcome, a child''s end';
+    'what people ask: cancel, pause, resume, retry, skip, abandon, migrate, signal; what the engine tells itself: place (a place or lock was granted), outcome (of a branch), child (how one ended, to its parent), recall, release (to a child), deadlock';
+COMMENT ON COLUMN saga.message.payload IS 'of a signal, an outcome, a child''s end; of migrate the version';
 
 CREATE TABLE saga.branch (
     id           bigint NOT NULL,
@@ -360,15 +360,17 @@ CREATE TABLE saga.lock (
     step         smallint,
     until_step   smallint,
     granted      boolean NOT NULL,
+    places       integer,
     CONSTRAINT lock_pkey PRIMARY KEY (lock_key, granted, position)
 );
 COMMENT ON TABLE saga.lock IS 'sagas that hold, or wait in line for, a semantic lock or one of a limited number of places';
-COMMENT ON COLUMN saga.lock.lock_key IS '"lock <owner of the definition> <name>", or "definition <id>" for a place';
+COMMENT ON COLUMN saga.lock.lock_key IS '"lock <owner of the definition> <name>"; "definition <id>" for a place, "step <id of the definition> <name>" for one in a step';
 COMMENT ON COLUMN saga.lock.root_id IS 'saga at the top of its tree, all of which shares its locks';
 COMMENT ON COLUMN saga.lock.since IS 'when it asked; when it was granted, once it was';
 COMMENT ON COLUMN saga.lock.expires_at IS 'when it stops waiting; NULL = never';
 COMMENT ON COLUMN saga.lock.step IS 'position of the step that asked; NULL = the saga, before its start';
 COMMENT ON COLUMN saga.lock.until_step IS 'position of the step with whose end it is given back; NULL = with the saga''s';
+COMMENT ON COLUMN saga.lock.places IS 'of a place in a step: how many sagas may be in it, says the version that this one is of';
 CREATE INDEX lock_saga ON saga.lock (saga_id);
 COMMENT ON INDEX saga.lock_saga IS 'what one saga holds and waits for';
 -- an expression, so that what looks for a lock alone has the primary key only
@@ -479,11 +481,12 @@ CREATE FUNCTION saga.step(
     recoveries integer DEFAULT NULL,
     exclusive text DEFAULT NULL,
     exclusive_until text DEFAULT NULL,
-    exclusive_timeout interval DEFAULT NULL)
+    exclusive_timeout interval DEFAULT NULL,
+    concurrency integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'saga_step';
-COMMENT ON FUNCTION saga.step(text, text, text, boolean, interval, jsonb, interval, jsonb, text, boolean, text[], text, text, integer, integer, text, interval, jsonb, boolean, text, integer, text, text, interval) IS
+COMMENT ON FUNCTION saga.step(text, text, text, boolean, interval, jsonb, interval, jsonb, text, boolean, text[], text, text, integer, integer, text, interval, jsonb, boolean, text, integer, text, text, interval, integer) IS
     'a step for saga.define() that is done by a function of this database, undone by another, and confirmed by a third; functions are given as ''name'', ''schema.name'' or ''schema.name(type, ...)''';
 
 CREATE FUNCTION saga.timer_step(
@@ -537,11 +540,12 @@ CREATE FUNCTION saga.child_step(
     recoveries integer DEFAULT NULL,
     exclusive text DEFAULT NULL,
     exclusive_until text DEFAULT NULL,
-    exclusive_timeout interval DEFAULT NULL)
+    exclusive_timeout interval DEFAULT NULL,
+    concurrency integer DEFAULT NULL)
 RETURNS jsonb
 LANGUAGE c IMMUTABLE PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'saga_child_step';
-COMMENT ON FUNCTION saga.child_step(text, text, text, boolean, interval, jsonb, text[], text, text, integer, integer, boolean, text, integer, text, text, interval) IS
+COMMENT ON FUNCTION saga.child_step(text, text, text, boolean, interval, jsonb, text[], text, text, integer, integer, boolean, text, integer, text, text, interval, integer) IS
     'a step for saga.define() that is a saga of another definition: its result is the step''s, and it goes back when this saga goes back. A function makes its input; without one it is this saga''s, or the element';
 
 CREATE FUNCTION saga.define(name text, VARIADIC steps jsonb[])
@@ -550,6 +554,13 @@ LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_define';
 COMMENT ON FUNCTION saga.define(text, jsonb[]) IS
     'make a saga definition, or a new version of one, and return the version; does nothing when the newest version has these steps. It belongs to the role that first defines it. Names, of steps too, have 1 to 63 bytes, no control characters, and no space at either end';
+
+CREATE FUNCTION saga.impact(definition text, VARIADIC steps jsonb[])
+RETURNS TABLE (step text, change text, detail text, sagas bigint)
+LANGUAGE c STABLE PARALLEL UNSAFE ROWS 10
+AS 'MODULE_PATHNAME', 'saga_impact';
+COMMENT ON FUNCTION saga.impact(text, jsonb[]) IS
+    'what saga.define() would change with these steps, and stores nothing: one row per step, added, removed, changed (with the old and new values) or the same, and how many sagas of all versions that have not ended are at it';
 
 CREATE FUNCTION saga.configure(
     name text,
@@ -642,6 +653,12 @@ AS 'MODULE_PATHNAME', 'saga_abandon';
 COMMENT ON FUNCTION saga.abandon(bigint, text) IS
     'close a saga as it is: nothing more is attempted, nothing is undone';
 
+CREATE FUNCTION saga.migrate(saga_id bigint, version integer DEFAULT NULL, reason text DEFAULT NULL)
+RETURNS bigint LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'saga_migrate';
+COMMENT ON FUNCTION saga.migrate(bigint, integer, text) IS
+    'ask a saga to go on with another version of its definition, the newest one if none is given; an error says which of the steps that it has done do not have the same meaning there';
+
 CREATE FUNCTION saga.signal(saga_id bigint, signal text, payload jsonb DEFAULT NULL, on_duplicate text DEFAULT 'error')
 RETURNS boolean LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_signal';
@@ -729,7 +746,7 @@ COMMENT ON FUNCTION saga.monitor_privilege() IS
 CREATE FUNCTION saga.operator_privilege() RETURNS boolean
 LANGUAGE sql IMMUTABLE PARALLEL SAFE AS 'SELECT true';
 COMMENT ON FUNCTION saga.operator_privilege() IS
-    'who may execute this may signal, cancel, pause, resume, retry, skip and abandon the sagas of all roles: see saga.grant_operator()';
+    'who may execute this may signal, cancel, pause, resume, retry, skip, abandon and migrate the sagas of all roles: see saga.grant_operator()';
 
 CREATE FUNCTION saga.sees_all() RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE
@@ -833,6 +850,7 @@ CREATE VIEW saga.definition_steps WITH (security_barrier) AS
            e.step ->> 'exclusive_until' AS exclusive_until,
            CASE WHEN e.step ? 'exclusive' THEN pg_catalog.make_interval(secs =>
                NULLIF(COALESCE(e.step ->> 'exclusive_timeout', '3600'), '0')::double precision) END AS exclusive_timeout,
+           (e.step ->> 'concurrency')::integer AS concurrency,
            pg_catalog.justify_hours(pg_catalog.make_interval(secs =>
                COALESCE(e.step ->> 'delay', e.step ->> 'timeout')::double precision)) AS wait,
            e.step -> 'otherwise' AS otherwise,
@@ -880,6 +898,7 @@ COMMENT ON COLUMN saga.definition_steps.recoveries IS 'how often a saga may go f
 COMMENT ON COLUMN saga.definition_steps.exclusive IS 'where the value is by which sagas take turns from this step on; NULL = they do not';
 COMMENT ON COLUMN saga.definition_steps.exclusive_until IS 'step with whose end a saga lets the next one go on; NULL = with the saga''s end';
 COMMENT ON COLUMN saga.definition_steps.exclusive_timeout IS 'longest that it waits for its turn; NULL = no limit';
+COMMENT ON COLUMN saga.definition_steps.concurrency IS 'how many sagas may be in it at once; NULL = no limit';
 COMMENT ON COLUMN saga.definition_steps.wait IS 'how long a timer waits, if no function says it; how long at most a signal is waited for, NULL = no limit';
 COMMENT ON COLUMN saga.definition_steps.otherwise IS 'result of a signal step when no signal came in time; NULL = it fails then';
 COMMENT ON COLUMN saga.definition_steps.child IS 'definition of the saga that a child step is';
@@ -925,7 +944,7 @@ COMMENT ON VIEW saga.sagas IS
     'sagas, also the ones that have ended, of roles that the current user is a member of';
 COMMENT ON COLUMN saga.sagas.saga_id IS 'what saga.begin() returned';
 COMMENT ON COLUMN saga.sagas.definition IS 'name of the definition';
-COMMENT ON COLUMN saga.sagas.version IS 'version that it was begun with, and keeps';
+COMMENT ON COLUMN saga.sagas.version IS 'version that it was begun with, or was moved to by saga.migrate()';
 COMMENT ON COLUMN saga.sagas.key IS 'business key, unique in the definition';
 COMMENT ON COLUMN saga.sagas.status IS 'completed, compensated and abandoned are final; held: a child that is done and may still be compensated with its parent';
 COMMENT ON COLUMN saga.sagas.owner IS 'role that began it, as which its steps run';
@@ -1063,7 +1082,7 @@ CREATE VIEW saga.requests WITH (security_barrier) AS
            m.created_at, NULL, 'pending', m.element
     FROM saga.message m
     JOIN saga.saga s ON s.id = m.saga_id AND s.slot = m.slot
-    WHERE m.kind IN ('cancel', 'pause', 'resume', 'retry', 'skip', 'abandon', 'signal')
+    WHERE m.kind IN ('cancel', 'pause', 'resume', 'retry', 'skip', 'abandon', 'migrate', 'signal')
       AND ((pg_catalog.pg_has_role(s.role, 'USAGE')
             AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)
                  OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))
@@ -1072,7 +1091,7 @@ COMMENT ON VIEW saga.requests IS
     'what people asked of sagas: who, when, why, and what became of it';
 COMMENT ON COLUMN saga.requests.saga_id IS 'the saga';
 COMMENT ON COLUMN saga.requests.id IS 'order in which they were made';
-COMMENT ON COLUMN saga.requests.verb IS 'cancel, pause, resume, retry, skip, abandon or signal';
+COMMENT ON COLUMN saga.requests.verb IS 'cancel, pause, resume, retry, skip, abandon, migrate or signal';
 COMMENT ON COLUMN saga.requests.step IS 'step that was named, if any';
 COMMENT ON COLUMN saga.requests.reason IS 'reason that was given';
 COMMENT ON COLUMN saga.requests.requested_by IS 'role that asked';
@@ -1129,21 +1148,30 @@ COMMENT ON COLUMN saga.stuck.element IS 'of a foreach step: position in its arra
 COMMENT ON COLUMN saga.stuck.operations IS 'how many operations of it are stuck: saga.retry() retries them all, saga.skip() skips the first';
 
 CREATE VIEW saga.locks WITH (security_barrier) AS
-    SELECT CASE WHEN l.place THEN v.name
-                ELSE pg_catalog.regexp_replace(l.lock_key, '^lock [0-9]+ ', '') END AS lock,
-           CASE WHEN l.place THEN d.owner_name
-                ELSE pg_catalog.pg_get_userbyid(
-                    pg_catalog.split_part(l.lock_key, ' ', 2)::oid)::text END AS owner,
-           CASE WHEN l.place THEN 'place' ELSE 'lock' END AS kind,
-           l.saga_id, v.name AS definition, s.key,
-           v.steps -> l.step::integer ->> 'name' AS step,
+    SELECT CASE l.kind WHEN 'place' THEN v.name
+                WHEN 'step' THEN v.name || '.' || l.name
+                ELSE l.name END AS lock,
+           CASE l.kind WHEN 'lock' THEN pg_catalog.pg_get_userbyid(
+                    pg_catalog.split_part(l.lock_key, ' ', 2)::oid)::text
+                ELSE d.owner_name END AS owner,
+           l.kind, l.saga_id, v.name AS definition, s.key,
+           CASE l.kind WHEN 'step' THEN l.name
+                ELSE v.steps -> l.step::integer ->> 'name' END AS step,
            CASE WHEN l.granted THEN 'held' ELSE 'waiting' END AS status,
            w.position, l.since, l.expires_at,
-           v.steps -> l.until_step::integer ->> 'name' AS until_step,
+           CASE l.kind WHEN 'step' THEN l.name
+                ELSE v.steps -> l.until_step::integer ->> 'name' END AS until_step,
            CASE WHEN NOT l.granted THEN
                (SELECT pg_catalog.array_agg(DISTINCT h.root_id) FROM saga.lock h
-                WHERE h.lock_key = l.lock_key AND h.granted) END AS held_by
-    FROM (SELECT k.*, k.lock_key LIKE 'definition %' AS place FROM saga.lock k) l
+                WHERE h.lock_key = l.lock_key AND h.granted) END AS held_by,
+           CASE l.kind WHEN 'place' THEN d.max_running
+                WHEN 'step' THEN l.places
+                ELSE 1 END AS places
+    FROM (SELECT k.*,
+                 CASE WHEN k.lock_key LIKE 'definition %' THEN 'place'
+                      WHEN k.lock_key LIKE 'step %' THEN 'step' ELSE 'lock' END AS kind,
+                 pg_catalog.regexp_replace(k.lock_key, '^(lock|step) -?[0-9]+ ', '') AS name
+          FROM saga.lock k) l
     JOIN saga.saga s ON s.id = l.saga_id AND s.slot = l.slot
     LEFT JOIN saga.definition_version v ON v.id = s.definition_id
     LEFT JOIN saga.definition d ON d.name = v.name
@@ -1157,9 +1185,9 @@ CREATE VIEW saga.locks WITH (security_barrier) AS
        OR (SELECT saga.sees_all());
 COMMENT ON VIEW saga.locks IS
     'semantic locks and places that sagas hold or wait for, of roles that the current user is a member of';
-COMMENT ON COLUMN saga.locks.lock IS 'its name, among those of one owner; of a place the definition';
+COMMENT ON COLUMN saga.locks.lock IS 'its name, among those of one owner; of a place the definition, or that and the step';
 COMMENT ON COLUMN saga.locks.owner IS 'owner of the definitions that share it';
-COMMENT ON COLUMN saga.locks.kind IS 'lock; or place: one of max_running';
+COMMENT ON COLUMN saga.locks.kind IS 'lock; place: one of max_running; step: a place among the sagas that are in a step';
 COMMENT ON COLUMN saga.locks.saga_id IS 'the saga that holds it or stands in line for it';
 COMMENT ON COLUMN saga.locks.definition IS 'name of its definition';
 COMMENT ON COLUMN saga.locks.key IS 'its business key';
@@ -1170,6 +1198,7 @@ COMMENT ON COLUMN saga.locks.since IS 'held: when it was granted; waiting: when 
 COMMENT ON COLUMN saga.locks.expires_at IS 'when it stops waiting; NULL = never';
 COMMENT ON COLUMN saga.locks.until_step IS 'step with whose end it is given back; NULL = with the saga''s';
 COMMENT ON COLUMN saga.locks.held_by IS 'waiting: the sagas, each at the top of its tree, that hold it';
+COMMENT ON COLUMN saga.locks.places IS 'how many may hold it at once';
 
 CREATE VIEW saga.workers WITH (security_barrier) AS
     SELECT w.process, w.pid, d.datname AS database,
@@ -1303,7 +1332,7 @@ BEGIN
                    'number ' || x.position || ' in line',
                    'held by saga ' || array_to_string(x.held_by[1:5], ', '),
                    'until ' || x.expires_at) END AS line,
-               x.step
+               x.step, x.places
         FROM saga.locks x WHERE x.saga_id = $1
     ), one AS (
         -- an operation, or an element in trouble
@@ -1419,6 +1448,11 @@ BEGIN
                k.lock || ', held until the ' || COALESCE('end of ' || k.until_step, 'saga ends')
         FROM k WHERE k.kind = 'lock' AND k.status = 'held'
         UNION ALL
+        SELECT 5, 1, row_number() OVER (ORDER BY k.step), 'place',
+               format('step %s: it is one of at most %s saga%s', k.step, k.places,
+                   CASE WHEN k.places <> 1 THEN 's' END)
+        FROM k WHERE k.kind = 'step' AND k.status = 'held'
+        UNION ALL
         SELECT 6, 0, 0, 'cause',
                concat_ws(' ', s.error ->> 'message',
                    '(' || (s.error ->> 'sqlstate') || ')',
@@ -1445,7 +1479,7 @@ BEGIN
             WHEN s.status = 'stuck'
                 THEN COALESCE(s.waiting_for, 'a person')
             WHEN s.waiting_for IS NOT NULL AND NOT EXISTS (SELECT FROM waits)
-                AND NOT EXISTS (SELECT FROM k WHERE k.kind = 'lock' AND k.status = 'waiting')
+                AND NOT EXISTS (SELECT FROM k WHERE k.kind IN ('lock', 'step') AND k.status = 'waiting')
                 THEN s.waiting_for
             WHEN s.waiting_for IS NULL AND NOT EXISTS (SELECT FROM w WHERE w.saga_id = s.saga_id)
                 THEN 'a worker' END AS detail) y
@@ -1459,6 +1493,11 @@ BEGIN
         UNION ALL
         SELECT 7, 1, 0, 'waits for', format('lock %s%s, %s', k.lock, ' for ' || k.step, k.line)
         FROM s, k WHERE NOT s.final AND k.kind = 'lock' AND k.status = 'waiting'
+        UNION ALL
+        SELECT 7, 1, 1, 'waits for',
+               format('a place in step %s: at most %s saga%s at once, %s', k.step, k.places,
+                   CASE WHEN k.places <> 1 THEN 's' END, k.line)
+        FROM s, k WHERE NOT s.final AND k.kind = 'step' AND k.status = 'waiting'
         UNION ALL
         SELECT 7, 2, w.pid, 'waits for',
                format('%s of %s, which process %s runs since %s', w.operation, w.step, w.pid, w.since)
@@ -1508,12 +1547,12 @@ BEGIN
         ' saga.steps, saga.attempts, saga.requests, saga.stuck, saga.locks, saga.workers TO %I', role);
     EXECUTE format(
         'GRANT EXECUTE ON ROUTINE saga.retry_policy, saga.step, saga.timer_step,'
-        ' saga.signal_step, saga.child_step, saga.define,'
+        ' saga.signal_step, saga.child_step, saga.define, saga.impact,'
         ' saga.configure, saga.drop_definition, saga.grant_begin, saga.revoke_begin,'
         ' saga.begin, saga.signal(bigint, text, jsonb, text),'
         ' saga.signal(text, text, text, jsonb, text), saga.lock(text, interval),'
         ' saga.cancel, saga.pause, saga.resume, saga.retry, saga.skip,'
-        ' saga.abandon, saga.wait, saga.wait_within, saga.run, saga.recover,'
+        ' saga.abandon, saga.migrate, saga.wait, saga.wait_within, saga.run, saga.recover,'
         ' saga.retry_later, saga.fail(text, text), saga.fail(text, jsonb),'
         ' saga.sees_all, saga.workers_raw, saga.rounds_raw, saga.explain_raw,'
         ' saga.explain_tree, saga.explain_pause, saga.result, saga.explain TO %I', role);
@@ -1536,7 +1575,9 @@ BEGIN
     EXECUTE format(
         'GRANT EXECUTE ON ROUTINE saga.monitor_privilege, saga.sees_all,'
         ' saga.workers_raw, saga.rounds_raw, saga.explain_raw, saga.explain_tree,'
-        ' saga.explain_pause, saga.result, saga.explain, saga.wait, saga.wait_within TO %I', role);
+        ' saga.explain_pause, saga.result, saga.explain, saga.impact, saga.step,'
+        ' saga.timer_step, saga.signal_step, saga.child_step, saga.retry_policy,'
+        ' saga.wait, saga.wait_within TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION saga.grant_monitor(name) IS
@@ -1551,11 +1592,12 @@ BEGIN
     EXECUTE format(
         'GRANT EXECUTE ON ROUTINE saga.operator_privilege,'
         ' saga.signal(bigint, text, jsonb, text), saga.signal(text, text, text, jsonb, text),'
-        ' saga.cancel, saga.pause, saga.resume, saga.retry, saga.skip, saga.abandon TO %I', role);
+        ' saga.cancel, saga.pause, saga.resume, saga.retry, saga.skip, saga.abandon,'
+        ' saga.migrate TO %I', role);
 END
 $$;
 COMMENT ON FUNCTION saga.grant_operator(name) IS
-    'let a role see the sagas of all roles, and signal, cancel, pause, resume, retry, skip and abandon them';
+    'let a role see the sagas of all roles, and signal, cancel, pause, resume, retry, skip, abandon and migrate them';
 
 REVOKE ALL ON TYPE saga.saga_status, saga.operation, saga.operation_status FROM PUBLIC;
 REVOKE ALL ON ALL TABLES IN SCHEMA saga FROM PUBLIC;

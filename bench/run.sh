@@ -212,10 +212,10 @@ begin_cost()
 			FOR o IN SELECT * FROM orders LOOP
 				INSERT INTO same (id, due_at, created_at, token, coordinator, role,
 					definition_id, turn, status, slot, step, goal, backward, suspect,
-					released, role_name, input)
+					released, depth, role_name, input)
 				VALUES (nextval('same_id'), clock_timestamp(), clock_timestamp(),
 					gen_random_uuid(), '00000000-0000-0000-0000-000000000000', 10,
-					1, 0, 'running', 0, 0, -1, false, false, false, 'bench', input);
+					1, 0, 'running', 0, 0, -1, false, false, false, 0, 'bench', input);
 			END LOOP;
 		END $$;
 		SELECT clock_timestamp() AS t5, pg_current_wal_insert_lsn() AS w5 \gset

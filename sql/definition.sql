@@ -322,13 +322,13 @@ $$;
 -- What makes steps says what it was given, under the names of its parameters.
 SELECT saga.step('a', 'f', after => '{b,c}', only_if => 'g', foreach => 'items', parallel => 2, quorum => 3, confirmation => 'h',
                  confirmation_timeout => '1 min', confirmation_retry => saga.retry_policy(1), savepoint => true, and_then => 'd',
-                 recoveries => 4, exclusive => 'sku', exclusive_until => 'e', exclusive_timeout => '0');
+                 recoveries => 4, exclusive => 'sku', exclusive_until => 'e', exclusive_timeout => '0', concurrency => 5);
 SELECT saga.timer_step('a', '14 days', after => '{}', only_if => 'g', pivot => true);
 SELECT saga.timer_step('a', until => 'f', timeout => '1 s', retry => saga.retry_policy(1), savepoint => true, and_then => 'retry', recoveries => 1);
 SELECT saga.signal_step('a', timeout => '3 days', otherwise => '{"approved": false}', after => '{b}');
 SELECT saga.signal_step('a', otherwise => 'null');
 SELECT saga.child_step('a', 'shipping', 'f', timeout => '1 s', retry => saga.retry_policy(1), foreach => 'parcels', parallel => 2, quorum => 1,
-                       exclusive => 'sku', exclusive_until => 'a', exclusive_timeout => '1 day');
+                       exclusive => 'sku', exclusive_until => 'a', exclusive_timeout => '1 day', concurrency => 6);
 SELECT saga.timer_step('a', '1 month');
 SELECT saga.timer_step('a', '1 year', pivot => true);
 SELECT saga.signal_step('a', '1 month');
@@ -464,6 +464,21 @@ SELECT saga.define('shape',
     saga.step('b', 'deftest.nothing', exclusive => 'a.shelf', exclusive_until => 'b', exclusive_timeout => '0'),
     saga.step('c', 'deftest.nothing', exclusive => 'order.sku', exclusive_until => 'd', exclusive_timeout => '1.5 s'), saga.step('d', 'deftest.nothing'));
 SELECT deftest.stored('shape');
+
+-- How many sagas may be in a step.
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', concurrency => 0));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing', concurrency => -1));
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing') || '{"concurrency": "many"}');
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing') || '{"concurrency": 1.5}');
+SELECT saga.define('bad', saga.step('a', 'deftest.nothing') || '{"concurrency": 2147483648}');
+SELECT saga.define('bad', saga.timer_step('a', '1 s') || '{"concurrency": 1}');
+SELECT saga.define('bad', saga.signal_step('a') || '{"concurrency": 1}');
+SELECT saga.define('shape',
+    saga.step('a', 'deftest.nothing', concurrency => 1), saga.step('b', 'deftest.nothing', exclusive => 'sku', concurrency => 2147483647),
+    saga.child_step('c', 'shape', concurrency => 2), saga.step('d', 'deftest.nothing', concurrency => NULL));
+SELECT deftest.stored('shape');
+SELECT step, concurrency FROM saga.definition_steps d
+WHERE definition = 'shape' AND version = (SELECT max(version) FROM saga.definition_steps x WHERE x.definition = d.definition) ORDER BY position;
 
 -- Timers.
 SELECT saga.define('bad', saga.timer_step('a'));

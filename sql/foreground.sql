@@ -175,6 +175,155 @@ SELECT step, operation, attempt, outcome, passing, sqlstate FROM saga_test.failu
 SELECT saga.cancel(:id) = :id AS cancelled;
 CALL saga.run(:id);
 
+-- Trees: whoever runs the parent runs its children, and theirs, to the end.
+CREATE FUNCTION foreground_test.tree(id bigint) RETURNS TABLE (definition text, status saga.saga_status, log text) LANGUAGE sql AS $$
+    WITH RECURSIVE t AS (
+        SELECT s.saga_id, s.definition, s.status, 0 AS depth, ARRAY[s.saga_id] AS path FROM saga.sagas s WHERE s.saga_id = id
+        UNION ALL
+        SELECT s.saga_id, s.definition, s.status, t.depth + 1, t.path || s.saga_id FROM t JOIN saga.sagas s ON s.parent_id = t.saga_id)
+    SELECT repeat('  ', depth) || t.definition, t.status, saga_test.log(t.saga_id) FROM t ORDER BY path
+$$;
+CREATE PROCEDURE foreground_test.run_until_ended(id bigint, INOUT status text DEFAULT NULL) LANGUAGE plpgsql AS $$
+DECLARE
+    patience constant timestamptz := clock_timestamp() + '1 min';
+BEGIN
+    LOOP
+        CALL saga.run(id, status);
+        EXIT WHEN status NOT IN ('running', 'compensating');
+        IF clock_timestamp() > patience THEN
+            RAISE EXCEPTION 'timed out waiting for saga % to end', id;
+        END IF;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+END
+$$;
+CREATE PROCEDURE foreground_test.recover_until_ended(id bigint, INOUT status text DEFAULT NULL, most bigint DEFAULT 1000) LANGUAGE plpgsql AS $$
+DECLARE
+    patience constant timestamptz := clock_timestamp() + '1 min';
+    operations bigint;
+    finished bigint;
+BEGIN
+    LOOP
+        CALL saga.recover(most, '10 s', operations, finished);
+        status := (SELECT s.status FROM saga.sagas s WHERE s.saga_id = id);
+        EXIT WHEN status NOT IN ('running', 'compensating');
+        IF clock_timestamp() > patience THEN
+            RAISE EXCEPTION 'timed out waiting for saga % to end', id;
+        END IF;
+        PERFORM pg_sleep(0.005);
+    END LOOP;
+END
+$$;
+SELECT saga.define('fore_kid', saga.step('k1', 'saga_test.act', 'saga_test.act'), saga.step('k2', 'saga_test.act', 'saga_test.act'));
+SELECT saga.define('fore_middle', saga.step('m', 'saga_test.act', 'saga_test.act'), saga.child_step('kid', definition => 'fore_kid'));
+SELECT saga.define('fore_tree',
+    saga.step('first', 'saga_test.act', 'saga_test.act'),
+    saga.child_step('middle', definition => 'fore_middle'),
+    saga.child_step('kids', definition => 'fore_kid', foreach => 'list'),
+    saga.step('last', 'saga_test.act', 'saga_test.act'));
+SELECT saga.begin('fore_tree', '{"list": [{"n": 1}, {"n": 2}]}') AS id \gset
+CALL saga.run(:id);
+SELECT * FROM foreground_test.tree(:id);
+-- Back from the last step; from a grandchild; from one of the elements.
+SELECT saga.begin('fore_tree', '{"list": [{"n": 1}, {"n": 2}], "fail": {"action last": 0}}') AS id \gset
+CALL saga.run(:id);
+SELECT * FROM foreground_test.tree(:id);
+SELECT saga.begin('fore_tree', '{"list": [{"n": 1}], "fail": {"action k2": 0}}') AS id \gset
+CALL saga.run(:id);
+SELECT * FROM foreground_test.tree(:id);
+SELECT saga.begin('fore_tree', '{"list": [{"n": 1}, {"fail": {"action k2": 0}}]}') AS id \gset
+CALL saga.run(:id);
+SELECT * FROM foreground_test.tree(:id);
+-- saga.recover() goes on with the children that it has begun, and with their parents.
+SELECT count(saga.begin('fore_tree', jsonb_build_object('list', '[{"n": 1}, {"n": 2}]'::jsonb, 'fail', CASE n WHEN 2 THEN '{"action last": 0}'::jsonb END))) FROM generate_series(1, 3) n;
+SELECT max(saga_id) AS last FROM saga.sagas WHERE definition = 'fore_tree' \gset
+CALL saga.recover();
+CALL saga.recover();
+SELECT definition, status, count(*) FROM saga.sagas WHERE saga_id > :last - 3 AND saga_id < 9000000 GROUP BY 1, 2 ORDER BY 1, 2;
+SELECT * FROM foreground_test.tree(:last - 1);
+-- ... one at a time, too.
+SELECT saga.begin('fore_tree', '{"list": [{"n": 1}]}') AS id \gset
+CALL foreground_test.recover_until_ended(:id, most => 1);
+CALL saga.recover();
+SELECT * FROM foreground_test.tree(:id);
+-- A child that is done is held until its parent is run; then its confirmations follow.
+SELECT saga.define('fore_confirmed', saga.signal_step('go'), saga.step('k', 'saga_test.act', 'saga_test.act', confirmation => 'saga_test.act'));
+SELECT saga.define('fore_mother', saga.step('first', 'saga_test.act', 'saga_test.act'), saga.child_step('kid', definition => 'fore_confirmed'), saga.step('last', 'saga_test.act', 'saga_test.act'));
+SELECT saga.begin('fore_mother') AS id \gset
+CALL saga.run(:id);
+SELECT saga_id AS kid FROM saga.sagas WHERE parent_id = :id \gset
+SELECT saga.signal(:kid, 'go');
+CALL saga.run(:kid);
+SELECT * FROM foreground_test.tree(:id);
+CALL saga.run(:id);
+SELECT * FROM foreground_test.tree(:id);
+-- What was asked of the child is found through its parent.
+SELECT saga.begin('fore_mother') AS id \gset
+CALL saga.run(:id);
+SELECT saga.signal(saga_id, 'go') FROM saga.sagas WHERE parent_id = :id;
+CALL saga.run(:id);
+SELECT saga.begin('fore_mother') AS id \gset
+CALL saga.run(:id);
+SELECT saga.cancel(saga_id) > 0 AS cancelled FROM saga.sagas WHERE parent_id = :id;
+CALL saga.run(:id);
+SELECT * FROM foreground_test.tree(:id);
+SELECT saga.begin('fore_mother') AS id \gset
+CALL saga.run(:id);
+SELECT saga.cancel(:id) = :id AS cancelled;
+CALL saga.recover();
+SELECT * FROM foreground_test.tree(:id);
+-- Timers: not before their time.
+SELECT saga.define('fore_day', saga.step('first', 'saga_test.act', 'saga_test.act'), saga.timer_step('day', '1 day'), saga.step('last', 'saga_test.act'));
+SELECT saga.begin('fore_day') AS id \gset
+CALL saga.run(:id);
+CALL saga.run(:id);
+CALL saga.recover();
+SELECT status, waiting_for FROM saga.sagas WHERE saga_id = :id;
+SELECT saga.cancel(:id) = :id AS cancelled;
+CALL saga.run(:id);
+SELECT saga_test.log(:id);
+SELECT saga.define('fore_timer', saga.step('first', 'saga_test.act', 'saga_test.act'), saga.timer_step('soon', '5 ms'), saga.timer_step('later', '20 ms', after => '{first}'), saga.step('last', 'saga_test.act', after => '{soon,later}'));
+SELECT saga.begin('fore_timer') AS id \gset
+CALL foreground_test.run_until_ended(:id);
+SELECT saga_test.log(:id);
+SELECT saga.begin('fore_timer') AS id \gset
+CALL foreground_test.recover_until_ended(:id);
+SELECT saga_test.log(:id);
+-- One that fires in a child, with the parent beside it.
+SELECT saga.define('fore_clock', saga.child_step('timer', definition => 'fore_timer'), saga.timer_step('beside', '10 ms', after => '{}'), saga.step('end', 'saga_test.act', after => '{timer,beside}'));
+SELECT saga.begin('fore_clock') AS id \gset
+CALL foreground_test.run_until_ended(:id);
+SELECT * FROM foreground_test.tree(:id);
+SELECT saga.begin('fore_clock') AS id \gset
+CALL foreground_test.recover_until_ended(:id);
+SELECT * FROM foreground_test.tree(:id);
+-- Signals: waited for, kept, late.
+SELECT saga.define('fore_signal', saga.step('first', 'saga_test.act', 'saga_test.act'), saga.signal_step('go'), saga.step('last', 'saga_test.act'));
+SELECT saga.begin('fore_signal') AS id \gset
+CALL saga.run(:id);
+SELECT status, waiting_for FROM saga.sagas WHERE saga_id = :id;
+SELECT saga.signal(:id, 'go', '"now"');
+CALL saga.run(:id);
+SELECT step, status, result FROM saga_test.story(:id);
+SELECT saga.begin('fore_signal') AS id \gset
+SELECT saga.signal(:id, 'go', '"before"');
+CALL saga.run(:id);
+SELECT step, status, result FROM saga_test.story(:id);
+SELECT saga.begin('fore_signal') AS id \gset
+CALL saga.recover();
+SELECT saga.signal(:id, 'go', '"recovered"');
+CALL saga.recover();
+SELECT step, status, result FROM saga_test.story(:id);
+SELECT saga.define('fore_late', saga.step('first', 'saga_test.act', 'saga_test.act'), saga.signal_step('go', timeout => '5 ms'));
+SELECT saga.begin('fore_late') AS id \gset
+CALL foreground_test.run_until_ended(:id);
+SELECT step, sqlstate, message FROM saga_test.failures(:id);
+SELECT saga_test.log(:id);
+SELECT saga.define('fore_late', saga.step('first', 'saga_test.act', 'saga_test.act'), saga.signal_step('go', timeout => '5 ms', otherwise => '"nobody"'));
+SELECT saga.begin('fore_late') AS id \gset
+CALL foreground_test.recover_until_ended(:id);
+SELECT step, status, result FROM saga_test.story(:id);
+
 -- Back to workers: what waited goes on.
 SELECT saga.begin('fore_write', '{"what": "for a worker"}') AS id \gset
 ALTER SYSTEM RESET saga.enabled;

@@ -81,6 +81,46 @@ SELECT saga.begin('point_beside', '{"rounds": [0]}') AS id \gset
 SELECT saga_test.outcome(:id);
 SELECT saga_test.log_sorted(:id);
 
+-- A signal that comes on the way back to a savepoint is for the next round, one
+-- of before the savepoint stays.
+SELECT saga.define('point_signal',
+    saga.signal_step('before'),
+    saga.step('s', 'saga_test.act', 'saga_test.act', savepoint => true),
+    saga.signal_step('go'),
+    saga.step('b', 'saga_test.act', 'saga_test.act', compensation_retry => saga.retry_policy(3, '1 day', '1 day')),
+    saga.step('c', 'saga_test.act_round', 'saga_test.act'));
+SELECT saga.begin('point_signal', '{"rounds": [0], "fail": {"compensation b": 1}}') AS id \gset
+SELECT saga.signal(:id, 'before', '"kept"'), saga.signal(:id, 'go', '"first"');
+SELECT saga_test.waits_for(:id);
+SELECT saga.signal(:id, 'go', '"second"');
+\set VERBOSITY sqlstate
+SELECT saga.signal(:id, 'go', '"third"');
+SELECT saga.signal(:id, 'before', '"again"');
+\set VERBOSITY default
+SELECT saga.signal(:id, 'go', '"third"', on_duplicate => 'ignore');
+SELECT status, verb, r.step, outcome FROM saga.requests r JOIN saga.sagas USING (saga_id) WHERE saga_id = :id ORDER BY r.id;
+SELECT saga.retry(:id, 'now') = :id AS retried;
+SELECT saga_test.outcome(:id);
+SELECT step, round, status, result FROM saga.steps WHERE saga_id = :id AND operation = 'action' ORDER BY round, position;
+SELECT verb, step, outcome FROM saga.requests WHERE saga_id = :id ORDER BY id;
+-- Without one the new round waits anew; its signal may come later.
+SELECT saga.begin('point_signal', '{"rounds": [0]}') AS id \gset
+SELECT saga.signal(:id, 'before'), saga.signal(:id, 'go', '"first"');
+SELECT saga_test.waits_for(:id);
+SELECT step, round, status, result FROM saga.steps WHERE saga_id = :id AND step = 'go' ORDER BY round;
+SELECT saga.signal(:id, 'go', '"second"');
+SELECT saga_test.outcome(:id);
+SELECT step, round, status, result FROM saga.steps WHERE saga_id = :id AND step = 'go' ORDER BY round;
+-- Cancelled on the way: the signal was for a round that does not come.
+SELECT saga.begin('point_signal', '{"rounds": [0], "fail": {"compensation b": 1}}') AS id \gset
+SELECT saga.signal(:id, 'before'), saga.signal(:id, 'go', '"first"');
+SELECT saga_test.waits_for(:id);
+SELECT saga.signal(:id, 'go', '"second"');
+SELECT saga.cancel(:id, 'no more') = :id AS cancelled;
+SELECT saga.retry(:id, 'now') = :id AS retried;
+SELECT saga_test.outcome(:id);
+SELECT verb, step, outcome FROM saga.requests WHERE saga_id = :id ORDER BY id;
+
 -- Cancelled on the way to a savepoint: all the way.
 SELECT saga.define('point_cancel',
     saga.step('s', 'saga_test.act', 'saga_test.act', savepoint => true),

@@ -112,7 +112,7 @@ SET ROLE regress_saga_owner;
 -- The barrier holds: a cheap function in WHERE sees no row of others.
 CREATE FUNCTION views_test.leak(t text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE 'leaked %', t; RETURN true; END $$;
 SET ROLE regress_saga_other;
-SELECT key FROM saga.sagas WHERE views_test.leak(key) AND definition LIKE 'views%' AND saga_id >= 5000000;
+SELECT key FROM saga.sagas WHERE CASE WHEN saga_id BETWEEN 5000000 AND 5999999 THEN views_test.leak(key) END AND definition LIKE 'views%';
 SET ROLE regress_saga_owner;
 
 ------------------------------------------------------------------------------
@@ -394,13 +394,13 @@ SELECT saga_test.outcome(:id);
 SELECT * FROM views_test.explain_shape(:id) WHERE topic LIKE 'compensation%';
 
 -- Several operations are stuck; the result of a foreach step.
-SELECT saga.define('views_each', saga.step('first', 'views_test.act', pivot => true), saga.step('each', 'views_test.each', foreach => 'items', retry => saga.retry_policy(1)));
+SELECT saga.define('views_each', saga.step('first', 'views_test.act', pivot => true), saga.step('each', 'views_test.each', foreach => 'items', parallel => 1, retry => saga.retry_policy(1)));
 SELECT saga.begin('views_each', '{"items": [{}, {"do": "fail"}, {}, {"do": "fail"}, {}]}') AS id \gset
-SELECT saga_test.wait_until(format('(SELECT operations = 2 FROM saga.stuck WHERE saga_id = %s)', :id), 'both to get stuck', :id);
+SELECT saga_test.wait_until(format('(SELECT element = 1 FROM saga.stuck WHERE saga_id = %s)', :id), 'one to get stuck', :id);
 SELECT step, operation, element, operations, attempts, last_error ->> 'message' AS error, cause IS NOT NULL AS cause FROM saga.stuck WHERE saga_id = :id;
 SELECT * FROM views_test.explain_shape(:id) WHERE topic <> 'cause';
 SELECT saga.skip(saga_id, 'by hand', step, element) = :id AS skipped FROM saga.stuck WHERE saga_id = :id;
-SELECT saga_test.wait_until(format('(SELECT operations = 1 FROM saga.stuck WHERE saga_id = %s)', :id), 'one to be decided', :id);
+SELECT saga_test.wait_until(format('(SELECT element = 3 FROM saga.stuck WHERE saga_id = %s)', :id), 'the next one to get stuck', :id);
 SELECT step, element, operations FROM saga.stuck WHERE saga_id = :id;
 SELECT saga.skip(saga_id, 'by hand') = :id AS skipped FROM saga.stuck WHERE saga_id = :id;
 SELECT saga_test.outcome(:id);

@@ -34,6 +34,7 @@
 #include "errcodes.h"
 #include "guc.h"
 #include "kinds.h"
+#include "migrate.h"
 #include "record.h"
 
 /* So many tasks are looked at at a time. */
@@ -157,7 +158,8 @@ wait_text(const Saga *saga, const SagaTodo *todo)
 		case SAGA_WAIT_OUTCOME:
 			return todo->step >= 0 ? outcome_text(saga, todo) : "outcome";
 		case SAGA_WAIT_LOCK:
-			return "lock";
+			return saga_record_row(saga, &operation)->lacks_place ?
+				"place in step" : "lock";
 		case SAGA_WAIT_PARENT:
 			return "parent";
 		case SAGA_WAIT_PERSON_STUCK:
@@ -236,6 +238,9 @@ wish(SagaRun *run, SagaMember *member, SagaWishKind kind, const SagaTask *task,
 	wish->request.saga = member->saga;
 	wish->request.name = name;
 	wish->request.step = task == NULL ? -1 : task->step;
+	if (kind == SAGA_WISH_STEP)
+		wish->request.places =
+			member->saga->definition->steps[task->step].concurrency;
 	wish->request.until_step = until_step;
 	wish->request.timeout = timeout;
 	run->wishes = lappend(run->wishes, wish);
@@ -299,7 +304,7 @@ asks_before_start(SagaRun *run, SagaMember *member)
 	return false;
 }
 
-/* The lock of an exclusive step. */
+/* The lock of an exclusive step, and a place in it if there are only so many. */
 static void
 ask_for_step(SagaRun *run, SagaMember *member, const SagaTask *task)
 {
@@ -309,6 +314,12 @@ ask_for_step(SagaRun *run, SagaMember *member, const SagaTask *task)
 	const char *name;
 	SagaError	error;
 
+	if (step->exclusive.text == NULL)
+	{
+		if (may_wish(run, member))
+			wish(run, member, SAGA_WISH_STEP, task, NULL, -1, 0);
+		return;
+	}
 	name = saga_path_find(&step->exclusive, saga->input,
 						  (const Jsonb *const *) saga->results,
 						  saga_store_element(saga, task->step, task->element),
@@ -417,6 +428,8 @@ answer_step(const SagaWish *wish)
 	}
 	if (!wish->request.granted)
 	{
+		saga_record_row(saga, &wish->task)->lacks_place =
+			wish->request.lacks_place;
 		wish->member->stands_in_line = true;
 		wish->member->leaves |=
 			wish->request.expires_at <= GetCurrentTimestamp();
@@ -440,7 +453,6 @@ answer_call(const SagaWish *wish)
 	if (wish->request.expires_at <= now)
 	{
 		outcome.kind = SAGA_OUTCOME_FAILED;
-		outcome.is_final = true;
 		outcome.error = lock_timeout_error(wish);
 		wish->member->leaves = true;
 	}
@@ -545,7 +557,7 @@ verdict_text(SagaVerdict verdict)
 		case SAGA_VERDICT_FINAL:
 			return "refused: the saga had ended";
 		case SAGA_VERDICT_PIVOT:
-			return "refused: its pivot had succeeded";
+			return "refused: it could only go forward";
 		case SAGA_VERDICT_BACKWARD:
 			return "refused: it was compensating already";
 		case SAGA_VERDICT_HELD:
@@ -669,6 +681,7 @@ apply_message(SagaRun *run, SagaMember *member, SagaMessage *message)
 	const char *kind = message->kind;
 
 	saga->changed = true;		/* to take the message away */
+	member->nquiet++;
 	if (strcmp(kind, "place") == 0)
 	{
 		/* where nobody can be asked it stays, for the next transaction */
@@ -697,8 +710,91 @@ apply_messages(SagaRun *run, SagaMember *member)
 	ListCell   *cell;
 
 	foreach(cell, member->saga->messages)
-		apply_message(run, member, lfirst(cell));
+	{
+		SagaMessage *message = lfirst(cell);
+
+		if (strcmp(message->kind, "migrate") == 0)
+			break;				/* that and what came later have their own */
+		apply_message(run, member, message);
+	}
 	ask_again(run, member);
+}
+
+/* The request to move to another version that is next; NULL if there is none. */
+static SagaMessage *
+find_migration(const Saga *saga)
+{
+	ListCell   *cell;
+
+	foreach(cell, saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+
+		if (strcmp(message->kind, "migrate") == 0 && message->outcome == NULL)
+			return message;
+	}
+	return NULL;
+}
+
+/* Act on what was asked before it; false if there is nothing. */
+static bool
+apply_messages_before(SagaRun *run, SagaMember *member,
+					  const SagaMessage *migration)
+{
+	bool		any = false;
+	ListCell   *cell;
+
+	foreach(cell, member->saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+
+		if (message == migration)
+			break;
+		if (strcmp(message->kind, "place") == 0)
+			continue;			/* it comes after any time */
+		apply_message(run, member, message);
+		any |= message->outcome != NULL;
+	}
+	return any;
+}
+
+/*
+ * Move the saga to another version, if that was asked.  What was asked before
+ * is done in one transaction, the move, alone, in the next, and all else after
+ * that, with the saga loaded anew.  False if there is nothing of this to do, or
+ * it has to wait for something of the version that the saga has.
+ */
+static bool
+migrate(SagaRun *run, SagaMember *member)
+{
+	Saga	   *saga = member->saga;
+	SagaMessage *migration = find_migration(saga);
+
+	if (migration == NULL || run->lost != NULL || run->commit_error != NULL ||
+		member->lock != NULL)
+		return false;
+	if (run->in_batch || run->isolation != XACT_READ_COMMITTED)
+	{
+		member->alone = true;
+		member->isolation = XACT_READ_COMMITTED;
+		return true;
+	}
+	if (!apply_messages_before(run, member, migration))
+	{
+		migration->outcome = saga_migrate_apply(saga, migration);
+		saga->changed = true;
+		member->alone = false;
+	}
+	set_ready(saga);
+	return true;
+}
+
+/* What waits for the saga's move keeps it from being put aside. */
+static void
+stay_for_migration(SagaMember *member)
+{
+	if (member->saga->branch == NULL && find_migration(member->saga) != NULL)
+		member->active = true;
 }
 
 /* The saga had ended before they were written, or while they were. */
@@ -791,13 +887,34 @@ pass_deadline(Saga *saga)
 	saga_record_cause(saga, NULL, &error);
 }
 
-/* The way back has come to a savepoint: what was is history now. */
-static void
-turn_forward(Saga *saga)
+/*
+ * What it held in steps that it went back through has to be given back first,
+ * at the end of the transaction: in its next round it stands in line again.
+ */
+static bool
+may_turn_forward(const Saga *saga)
 {
+	return !saga->definition->has_concurrency || !saga->changed;
+}
+
+/* The way back has come to a savepoint: what was is history now, and signals
+ * that were kept for the next round have their turn. */
+static void
+turn_forward(SagaRun *run, SagaMember *member)
+{
+	Saga	   *saga = member->saga;
+	ListCell   *cell;
+
 	saga_store_save_operations(saga);
 	pass_event(saga, SAGA_EVENT_FORWARD);
 	saga_store_forget_round(saga);
+	foreach(cell, saga->messages)
+	{
+		SagaMessage *message = lfirst(cell);
+
+		if (message->outcome == NULL && strcmp(message->kind, "signal") == 0)
+			apply_message(run, member, message);
+	}
 }
 
 /*
@@ -1004,7 +1121,6 @@ call_operation(SagaRun *run, SagaMember *member, const SagaTask *task,
 	saga_executor_doing(NULL);
 
 	member->noperations++;
-	run->result->operations++;
 	heed_report(run, member, task, report, subxids);
 }
 
@@ -1218,6 +1334,8 @@ call_ready(SagaRun *run, SagaMember *member, const SagaTask *ready, int n)
 
 	if (member->has_called || run->answering || member->lock != NULL)
 		return false;
+	if (saga->suspect && member->nquiet > 0)
+		return false;			/* see apply_loss_and_messages() */
 	if (run->commit_error != NULL)
 		return record_commit_error(run, member, ready, n);
 	if (hand_out(run, member, ready, n))
@@ -1239,6 +1357,7 @@ call_ready(SagaRun *run, SagaMember *member, const SagaTask *ready, int n)
 		call_operation(run, member, &ready[i], &report);
 		if (is_to_be_repeated(member, &report))
 			break;
+		run->result->operations++;
 		record_report(run, member, &ready[i], &report);
 		changed = true;
 	}
@@ -1332,6 +1451,10 @@ do_tasks(SagaRun *run, SagaMember *member, const SagaTask *tasks, int n)
 				ask_for_step(run, member, task);
 			continue;
 		}
+		/* a signal may have come while an operation was called: it is read
+		 * first in the next transaction */
+		if (task->kind == SAGA_TASK_EXPIRE && member->has_called)
+			continue;
 		if (member->nquiet >= MAX_QUIET ||
 			(member->nquiet > 0 && GetCurrentTimestamp() >= run->batch_end))
 			continue;
@@ -1364,8 +1487,13 @@ go_on(SagaRun *run, SagaMember *member)
 			pass_deadline(saga);
 		else if (todo.start)
 			pass_event(saga, SAGA_EVENT_START);
+		else if (todo.forward && !may_turn_forward(saga))
+		{
+			set_ready(saga);
+			return;
+		}
 		else if (todo.forward)
-			turn_forward(saga);
+			turn_forward(run, member);
 		else if (todo.ntasks == 0)
 		{
 			settle(member, &todo);
@@ -1401,7 +1529,7 @@ lost_outcome(void)
 	return outcome;
 }
 
-static void
+static bool
 record_lost(SagaRun *run, SagaMember *member)
 {
 	const SagaOperationRef *what = &run->lost->what;
@@ -1410,15 +1538,35 @@ record_lost(SagaRun *run, SagaMember *member)
 	.operation = what->operation,.attempt = what->attempt};
 	SagaOutcome outcome = lost_outcome();
 
-	if (saga->turn != what->turn || what->step < 0 ||
-		what->step >= saga->state.nsteps || what->element < 0 ||
-		what->element >= saga->state.steps[what->step].nelements)
+	if (what->step < 0 || what->step >= saga->state.nsteps ||
+		what->element < 0 ||
+		what->element >= saga->state.steps[what->step].nelements ||
+		saga_record_op(saga, &task)->attempts + 1 != task.attempt ||
+		saga_record_op(saga, &task)->status == SAGA_OP_RUNNING ||
+		!saga_record_outcome(saga, &task, &outcome))
+		return false;
+	saga->step = task.step;
+	return true;
+}
+
+/*
+ * What made the operation ready may have gone with the transaction too: the
+ * messages, which are applied first then; or something else, and then the
+ * saga is a suspect all the same.  As such its operations are called in
+ * transactions of their own, so that the next loss can be counted.
+ */
+static void
+apply_loss_and_messages(SagaRun *run, SagaMember *member)
+{
+	Saga	   *saga = member->saga;
+	bool		recorded = saga->turn != run->lost->what.turn ||
+		record_lost(run, member);
+
+	apply_messages(run, member);
+	if (recorded || record_lost(run, member))
 		return;
-	if (saga_record_op(saga, &task)->attempts + 1 != task.attempt ||
-		saga_record_op(saga, &task)->status == SAGA_OP_RUNNING)
-		return;
-	if (saga_record_outcome(saga, &task, &outcome))
-		saga->step = task.step;
+	saga->suspect = true;
+	saga->changed = true;
 }
 
 
@@ -1448,6 +1596,7 @@ call_branch(SagaRun *run, SagaMember *member)
 	call_operation(run, member, task, &report);
 	if (is_to_be_repeated(member, &report))
 		return;
+	run->result->operations++;
 	saga_outcome_of_call(&report, &outcome);
 	end_branch(member, &outcome);
 }
@@ -1489,12 +1638,16 @@ saga_advance(SagaRun *run, SagaMember *member)
 	{
 		if (saga->broken == NULL)
 		{
-			if (run->lost != NULL)
-				record_lost(run, member);
+			if (migrate(run, member))
+				return;
 			ask_for_called_lock(run, member);
-			apply_messages(run, member);
+			if (run->lost != NULL)
+				apply_loss_and_messages(run, member);
+			else
+				apply_messages(run, member);
 		}
 		go_on(run, member);
+		stay_for_migration(member);
 	}
 }
 
@@ -1503,7 +1656,10 @@ saga_advance_after_answers(SagaRun *run, SagaMember *member)
 {
 	/* who stands in line before the start has said so already */
 	if (member->asks && member->active)
+	{
 		go_on(run, member);
+		stay_for_migration(member);
+	}
 }
 
 /* Has a step ended with which a lock may be given back? */

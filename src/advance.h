@@ -52,7 +52,7 @@ typedef enum SagaWishKind
 {
 	SAGA_WISH_PLACE,			/* of its definition's max_running */
 	SAGA_WISH_START,			/* the lock of configure(exclusive) */
-	SAGA_WISH_STEP,				/* that of an exclusive step */
+	SAGA_WISH_STEP,				/* that of an exclusive step, a place in it */
 	SAGA_WISH_CALL				/* saga.lock() */
 } SagaWishKind;
 

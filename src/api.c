@@ -35,6 +35,7 @@
 #include "compat.h"
 #include "engine.h"
 #include "locks.h"
+#include "migrate.h"
 #include "errcodes.h"
 #include "owner.h"
 #include "store.h"
@@ -57,6 +58,7 @@ PG_FUNCTION_INFO_V1(saga_resume);
 PG_FUNCTION_INFO_V1(saga_retry);
 PG_FUNCTION_INFO_V1(saga_skip);
 PG_FUNCTION_INFO_V1(saga_abandon);
+PG_FUNCTION_INFO_V1(saga_migrate);
 PG_FUNCTION_INFO_V1(saga_signal);
 PG_FUNCTION_INFO_V1(saga_signal_by_key);
 PG_FUNCTION_INFO_V1(saga_wait);
@@ -497,6 +499,50 @@ Datum
 saga_abandon(PG_FUNCTION_ARGS)
 {
 	return ask(fcinfo, SAGA_EVENT_ABANDON, false);
+}
+
+
+/* ---- another version ------------------------------------------------------ */
+
+/* Is it already on its way to some version? */
+static bool
+has_asked_to_migrate(const Saga *saga)
+{
+	ListCell   *cell;
+
+	foreach(cell, saga->messages)
+		if (strcmp(((const SagaMessage *) lfirst(cell))->kind, "migrate") == 0)
+			return true;
+	return false;
+}
+
+/* saga.migrate(saga_id, version, reason) */
+Datum
+saga_migrate(PG_FUNCTION_ARGS)
+{
+	const SagaDefinition *target;
+	Saga	   *saga;
+
+	if (!PG_ARGISNULL(1) && PG_GETARG_INT32(1) < 1)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("version must be greater than zero"));
+	if (PG_ARGISNULL(0))
+		PG_RETURN_NULL();
+	check_may_write("saga.migrate()");
+	saga_catalog_forget_old();
+	saga = find_saga(PG_GETARG_INT64(0));
+	if (saga->broken != NULL)
+		refuse_broken("migrate", saga);
+	apply_requests(saga);
+	if (saga_status_is_final(saga->state.status))
+		refuse("migrate", saga, SAGA_VERDICT_FINAL);
+	target = saga_migrate_check(saga, PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1));
+	/* nothing to be done: so that it can be asked of many at once */
+	if (target->id != saga->definition_id || has_asked_to_migrate(saga))
+		saga_store_post(saga, "migrate", NULL, -1, text_argument(fcinfo, 2),
+						saga_migrate_write(target->version));
+	PG_RETURN_INT64(saga->ref.id);
 }
 
 

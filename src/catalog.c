@@ -633,6 +633,43 @@ saga_catalog_for_child(const char *name)
 	return def;
 }
 
+const SagaDefinition *
+saga_catalog_numbered(const char *name, int version)
+{
+	Oid			types[] = {TEXTOID, INT4OID};
+	Datum		values[] = {CStringGetTextDatum(name), Int32GetDatum(version)};
+	SagaOwnerSwitch owner;
+	int32		id = 0;
+
+	saga_owner_enter(&owner);
+	read_latest("SELECT v.id FROM saga.definition_version v "
+				"WHERE v.name = $1 AND v.version = $2", 2, types, values);
+	if (SPI_processed > 0)
+		id = DatumGetInt32(row_datum(0, 1));
+	saga_owner_leave(&owner);
+	return id == 0 ? NULL : saga_catalog_version(id);
+}
+
+bool
+saga_catalog_may_run(const SagaDefinition *definition, Oid role,
+					 const char **why)
+{
+	RoleRef		owner = {definition->owner, definition->owner_name};
+
+	*why = NULL;
+	if (definition->definition_id == 0)
+		*why = "The definition was dropped.";
+	else if (!may_begin((const CachedVersion *) definition, role))
+		*why = psprintf("Role \"%s\" may not begin sagas of the definition.",
+						GetUserNameFromId(role, false));
+	else if (superuser_arg(role) &&
+			 !(role_is_there(&owner) && superuser_arg(owner.oid)))
+		/* whoever asks for it cannot say that the superuser trusts the owner */
+		*why = psprintf("Role \"%s\", which is not a superuser, chooses the functions that would run with a superuser's privileges.",
+						definition->owner_name);
+	return *why == NULL;
+}
+
 
 /* ---- changes ---------------------------------------------------------- */
 
@@ -707,6 +744,35 @@ is_defined(const char *name, Oid user)
 	owner.name = row_text(0, 2);
 	check_owner(name, &owner, user);
 	return true;
+}
+
+Jsonb *
+saga_catalog_newest_steps(const char *name, bool sees_all)
+{
+	Oid			types[] = {TEXTOID};
+	Datum		values[] = {CStringGetTextDatum(name)};
+	MemoryContext caller = CurrentMemoryContext;
+	SagaOwnerSwitch owner;
+	Oid			user = GetUserId();
+	Jsonb	   *steps = NULL;
+
+	saga_owner_enter(&owner);
+	if (sees_all || is_defined(name, user))
+	{
+		read_latest("SELECT v.steps FROM saga.definition d "
+					"JOIN saga.definition_version v ON v.name = d.name "
+					"WHERE d.name = $1 ORDER BY v.version DESC LIMIT 1",
+					1, types, values);
+		if (SPI_processed > 0)
+		{
+			MemoryContext old = MemoryContextSwitchTo(caller);
+
+			steps = DatumGetJsonbPCopy(row_datum(0, 1));
+			MemoryContextSwitchTo(old);
+		}
+	}
+	saga_owner_leave(&owner);
+	return steps;
 }
 
 static void

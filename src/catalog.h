@@ -33,6 +33,22 @@ extern const SagaDefinition *saga_catalog_for_begin(const char *name,
  * is none, or the current user may not begin it. */
 extern const SagaDefinition *saga_catalog_for_child(const char *name);
 
+/* That version of a name, also when the definition was dropped; NULL if there
+ * is none. */
+extern const SagaDefinition *saga_catalog_numbered(const char *name,
+												   int version);
+
+/* May sagas of this role be of this definition, enabled or not?  If not *why
+ * says it, as a sentence. */
+extern bool saga_catalog_may_run(const SagaDefinition *definition, Oid role,
+								 const char **why);
+
+/*
+ * What is stored of the newest version of a name; NULL if there is no such
+ * definition.  For its owner, and for those who see all; raises for others.
+ */
+extern Jsonb *saga_catalog_newest_steps(const char *name, bool sees_all);
+
 extern void saga_catalog_forget_old(void);
 
 /*

@@ -194,6 +194,8 @@ write_lock(SagaJsonWriter *writer, const SagaStepInput *step)
 		step->exclusive_timeout != SAGA_EXCLUSIVE_TIMEOUT)
 		saga_json_put_seconds(writer, "exclusive_timeout",
 							  step->exclusive_timeout);
+	if (step->concurrency != 0)
+		saga_json_put_int(writer, "concurrency", step->concurrency);
 }
 
 static void
@@ -273,7 +275,8 @@ deconstruct_steps(ArrayType *array, Datum **values, int *n)
  *	  "savepoint": true, "and_then": "pay_later", "recoveries": 3,
  *										absent: no; the same steps; 1
  *	  "exclusive": "sku", "exclusive_until": "ship",
- *	  "exclusive_timeout": 60			seconds; absent: 3600; 0: no limit
+ *	  "exclusive_timeout": 60,			seconds; absent: 3600; 0: no limit
+ *	  "concurrency": 10					absent: no limit
  *	}
  *
  * A step of another kind has "action" too, but without "function", "context"

@@ -23,6 +23,7 @@
 #include "catalog.h"
 #include "compat.h"
 #include "defcheck.h"
+#include "define.h"
 #include "definition.h"
 #include "json.h"
 #include "shared.h"
@@ -208,7 +209,7 @@ put_loop(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n)
 	put_int(writer, fcinfo, n + 2, "quorum");
 }
 
-/* Likewise. */
+/* Four. */
 static void
 put_lock(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
 		 const char *where)
@@ -216,6 +217,7 @@ put_lock(SagaJsonWriter *writer, FunctionCallInfo fcinfo, int n,
 	put_text(writer, fcinfo, n, "exclusive");
 	put_text(writer, fcinfo, n + 1, "exclusive_until");
 	put_interval(writer, fcinfo, n + 2, "exclusive_timeout", where);
+	put_int(writer, fcinfo, n + 3, "concurrency");
 }
 
 /* Two of them. */
@@ -353,19 +355,27 @@ check_children(const char *name, Jsonb *steps)
 	}
 }
 
+Jsonb *
+saga_define_check(const char *name, ArrayType *array)
+{
+	Jsonb	   *steps;
+
+	if (array == NULL)
+		array = construct_empty_array(JSONBOID);
+	steps = saga_definition_check(name, array);
+	check_children(name, steps);
+	return steps;
+}
+
 Datum
 saga_define(PG_FUNCTION_ARGS)
 {
 	char	   *name = definition_argument(fcinfo);
 	ArrayType  *array;
-	Jsonb	   *steps;
 
 	refuse_if_restricted("saga.define()");
-	array = PG_ARGISNULL(1) ? construct_empty_array(JSONBOID) :
-		PG_GETARG_ARRAYTYPE_P(1);
-	steps = saga_definition_check(name, array);
-	check_children(name, steps);
-	PG_RETURN_INT32(saga_catalog_define(name, steps));
+	array = PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1);
+	PG_RETURN_INT32(saga_catalog_define(name, saga_define_check(name, array)));
 }
 
 static void

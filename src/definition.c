@@ -529,6 +529,7 @@ load_step(JsonbContainer *object, SagaStep *step, SagaStepRule *rule)
 	step->exclusive_until = -1;
 	step->exclusive_timeout = load_duration(object, "exclusive_timeout",
 											SAGA_EXCLUSIVE_TIMEOUT);
+	step->concurrency = load_count(object, "concurrency", 0);
 }
 
 
@@ -659,7 +660,7 @@ load_references(SagaDefinition *def, SagaStep *step, SagaStepRule *rule,
 	load_path(def, object, "exclusive", position, &step->exclusive);
 	step->exclusive_until = load_position(def, object, "exclusive_until");
 	rule->foreach = step->foreach.text != NULL;
-	rule->exclusive = step->exclusive.text != NULL;
+	rule->exclusive = step->exclusive.text != NULL || step->concurrency > 0;
 	rule->alternative = load_position(def, object, "and_then");
 	if (rule->alternative >= 0 &&
 		(!rule->savepoint ||
@@ -667,6 +668,7 @@ load_references(SagaDefinition *def, SagaStep *step, SagaStepRule *rule,
 		corrupted("and_then");
 	def->has_pivot |= rule->pivot;
 	def->has_exclusive |= rule->exclusive;
+	def->has_concurrency |= step->concurrency > 0;
 	def->has_children |= step->kind == SAGA_KIND_CHILD;
 	def->rules.has_savepoints |= rule->savepoint;
 }
@@ -823,7 +825,7 @@ saga_definition_build(SagaDefinition *def, Jsonb *stored,
 	def->rules.nsteps = n;
 	def->rules.steps = rules;
 	def->steps = steps;
-	def->has_pivot = def->has_exclusive = false;
+	def->has_pivot = def->has_exclusive = def->has_concurrency = false;
 
 	load_steps(def, array, steps, rules);
 	load_graph(def, rules, array);

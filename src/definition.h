@@ -73,6 +73,7 @@ typedef struct SagaStep
 	int			exclusive_until;	/* position of the step with whose end the
 									 * lock is given back; -1 = with the saga's */
 	int64		exclusive_timeout;	/* microseconds; 0 = no limit */
+	int			concurrency;	/* so many sagas may be in it; 0 = no limit */
 	int64		duration;		/* TIMER without action: how long; SIGNAL: how
 								 * long at most; microseconds, 0 = no limit */
 	Jsonb	   *fallback;		/* SIGNAL: the result when the time is over; NULL
@@ -101,7 +102,8 @@ typedef struct SagaDefinition
 	const SagaStep *steps;		/* rules.nsteps of them */
 	const int16 *by_name;		/* positions of the steps, by their names */
 	bool		has_pivot;
-	bool		has_exclusive;	/* a step has */
+	bool		has_exclusive;	/* a step has, or has concurrency */
+	bool		has_concurrency;	/* a step has */
 	bool		has_children;	/* a step is one */
 
 	/* names of parameters without a default, of actions and compensations,

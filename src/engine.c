@@ -41,6 +41,15 @@
 #include "record.h"
 #include "store.h"
 
+/* So many of one definition in what a scan finds are a backlog, */
+#define BACKLOG			64
+
+/* and it tells so many backlogs apart. */
+#define MAX_BACKLOGS	8
+
+/* A look beyond backlogs may take one part in so many of the time. */
+#define BEYOND_SHARE	20
+
 /* So many transactions a saga may have before others get their turn. */
 #define MAX_ROUNDS		16
 
@@ -466,7 +475,10 @@ hand_on(SagaRun *run, SagaMember *member)
 
 	ref.alone = member->alone;
 	if (member->saga != NULL)
+	{
 		ref.suspect = member->saga->suspect;
+		ref.definition = member->saga->definition_id;
+	}
 	member->active = false;
 	while (saga_executor_release(member->ref.id))
 		;
@@ -630,6 +642,62 @@ add_new(SagaRef *refs, int n, int more)
 	return found;
 }
 
+/* The definitions that have many of these; returns how many. */
+static int
+list_backlogs(const SagaRef *refs, int n, int32 *definitions)
+{
+	int			found = 0;
+
+	for (int i = 0; i < n && found < MAX_BACKLOGS; i++)
+	{
+		int			count = 1;
+		bool		known = false;
+
+		for (int k = 0; k < found && !known; k++)
+			known = definitions[k] == refs[i].definition;
+		for (int k = i + 1; k < n && !known; k++)
+			count += refs[k].definition == refs[i].definition;
+		if (!known && count >= BACKLOG)
+			definitions[found++] = refs[i].definition;
+	}
+	return found;
+}
+
+/*
+ * The scan goes by time, so a retry or a timer would wait for all of a backlog
+ * of another definition.  Look for some behind that.  The index does not know
+ * definitions, so all that is due has to be read: a part at a time, with pauses
+ * between them.  Every other part is that at the end, where what has just
+ * fallen due is found.  Known limit: what is in the midst of a backlog of
+ * hundreds of thousands, because as much was begun after it fell due, waits
+ * for some seconds.
+ */
+static int
+find_beyond(const SagaRef *found, int n, SagaRef *refs)
+{
+	static SagaDuePosition goes_on = {DT_NOBEGIN, 0};
+	static bool at_end = false;
+	static TimestampTz not_before = 0;
+	int32		backlogs[MAX_BACKLOGS];
+	int			nbacklogs = list_backlogs(found, n, backlogs);
+	TimestampTz start = GetCurrentTimestamp();
+	TimestampTz end;
+	SagaDuePosition before = {start, PG_INT64_MAX};
+
+	if (nbacklogs == 0 || start < not_before)
+		return 0;
+	at_end = !at_end || goes_on.due_at == DT_NOBEGIN;
+	if (!at_end)
+		before = goes_on;
+	n = saga_store_find_due_of_others(&due_position, &before, backlogs,
+									  nbacklogs, refs, SAGA_SCAN_BEYOND);
+	if (!at_end || goes_on.due_at == DT_NOBEGIN)
+		goes_on = before;
+	end = GetCurrentTimestamp();
+	not_before = end + BEYOND_SHARE * Max(end - start, 1000);
+	return n;
+}
+
 int
 saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 					 bool *complete, TimestampTz *next_due)
@@ -638,6 +706,8 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 
 	driver->begin();
 	n = saga_store_find_due(&due_position, refs, max, complete, next_due);
+	if (driver->worker && !*complete)
+		n += find_beyond(refs, n, refs + n);
 	if (*complete && n < max)
 	{
 		int			more = saga_store_find_messages(GetUserId(),

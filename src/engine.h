@@ -41,10 +41,13 @@ typedef struct SagaRunResult
 extern void saga_engine_run(const SagaDriver *driver, SagaRef *refs, int n,
 							SagaRunResult *result);
 
+/* A worker's scan finds so many more, beyond a backlog of other definitions. */
+#define SAGA_SCAN_BEYOND	64
+
 /*
  * In a transaction of its own: find sagas of the current role that are due or
- * have messages, at most "max", those already in "refs" space given by the
- * caller; returns how many.  Each call goes on where the last one ended;
+ * have messages, at most "max" (and SAGA_SCAN_BEYOND if the driver is a
+ * worker's), in "refs", which has room for them; returns how many.  Each call goes on where the last one ended;
  * *complete is set when it reached the end (the next call starts over), and
  * *next_due to when the first later one falls due (DT_NOEND: none).
  */

@@ -381,7 +381,9 @@ saga_kind_signal(Saga *saga, const SagaMessage *message)
 	}
 	event = saga_record_make_event(SAGA_EVENT_SIGNALLED, &task);
 	if (saga_record_event(saga, &event) != SAGA_VERDICT_APPLIED)
-		return "refused: it had come already, or its time was over";
+		return saga->state.backward ?
+			"refused: it was compensating already" :
+			"refused: it had come already, or its time was over";
 	saga_record_row(saga, &task)->result = message->payload;
 	saga_record_mark(saga, &task);
 	return "done";
@@ -445,6 +447,30 @@ describe_cause(JsonbContainer *cause)
 					saga_json_string(&sqlstate));
 }
 
+/* Is this where the child was begun? */
+static bool
+is_child_of(const Saga *saga, const SagaTask *task, int64 child)
+{
+	return task->step >= 0 && task->step < saga->state.nsteps &&
+		task->element >= 0 &&
+		task->element < saga->state.steps[task->step].nelements &&
+		child_of(saga, task) == child;
+}
+
+/* Where the child was begun; the position that it knows is from before its
+ * parent moved to another version. */
+static bool
+find_child_step(const Saga *saga, SagaTask *task, int64 child)
+{
+	if (is_child_of(saga, task, child))
+		return true;
+	for (task->step = 0; task->step < saga->state.nsteps; task->step++)
+		if (saga->definition->steps[task->step].kind == SAGA_KIND_CHILD &&
+			is_child_of(saga, task, child))
+			return true;
+	return false;
+}
+
 /* False if it is not what tell_parent() makes, or of no step of this saga. */
 static bool
 read_report(const Saga *saga, const SagaMessage *message, ChildReport *report)
@@ -474,10 +500,7 @@ read_report(const Saga *saga, const SagaMessage *message, ChildReport *report)
 		report->result = JsonbValueToJsonb(result);
 	if (saga_json_get(object, "cause", &value) && saga_json_is_object(&value))
 		report->cause = describe_cause(value.val.binary.data);
-	return report->task.step >= 0 && report->task.step < saga->state.nsteps &&
-		report->task.element >= 0 &&
-		report->task.element < saga->state.steps[report->task.step].nelements &&
-		child_of(saga, &report->task) == report->id;
+	return find_child_step(saga, &report->task, report->id);
 }
 
 static void

@@ -4,13 +4,18 @@
  *
  * This file owns saga.lock.  A row is one thing that a saga holds (granted) or
  * waits for; the rows of one lock_key are one lock, or the places of one
- * definition, and its waiting rows by position are the line.
+ * definition or of one of its steps, and its waiting rows by position are the
+ * line.
  *
  * - A lock belongs to one tree of sagas at a time.  Each saga of the tree that
  *	 asked for it has a row of its own, so that it is kept for as long as any of
  *	 them needs it; and one row for each step with whose end it is given back.
  *	 When the head of the line gets it, so do all that wait of the same tree.
  * - A place belongs to one saga; a definition has max_running of them.
+ * - So does a place in a step, whatever elements the step has.  How many there
+ *	 are, each row says for itself: sagas of different versions may see it
+ *	 differently.  The head of the line gets one when fewer are held than its own
+ *	 version allows.  The key has the step's name, which it has in every version.
  * - Whoever gives something back grants it to the next in line, in the same
  *	 transaction: nothing that is free has somebody waiting for it, but for
  *	 what is said at saga_locks_regrant().  Who has waited too long (expires_at)
@@ -18,14 +23,16 @@
  *
  * All of this is serialized per lock_key by a heavyweight lock on an object of
  * table saga.lock (nobody but its owner can get at that, unlike an advisory
- * lock): the hash of the key, subid 0 for places and 2 for locks.  It is held
- * until the end of the transaction, and statements take their snapshots after
- * it.  Several are taken in one order, (subid, hash), by saga_locks_announce().
+ * lock): the hash of the key, subid 0 for places, 1 for places in steps and 2
+ * for locks.  It is held until the end of the transaction, and statements take
+ * their snapshots after it.  Several are taken in one order, (subid, hash), by saga_locks_announce().
  * Keys of equal hash share one, which costs time and nothing else.
  *
  * A process that dies has changed nothing that was not committed; of a saga
  * that ended in one transaction and did not get to give back in the next, the
- * sweep forgets the rows.
+ * sweep forgets the rows.  If it had left a step under a snapshot of its own,
+ * and died before it gave back the place in the next transaction, it does that
+ * when it moves on.
  *
  * Deadlocks: a circle of trees that wait for each other can only be closed by
  * a row that begins to wait.  The executor that committed one looks, in a
@@ -36,10 +43,10 @@
  * - A lock that is given back with the end of a step counts as held to the
  *	 saga's end: a saga with parallel branches may be sent back although its
  *	 other branch would have given the lock back in time.
- * - Places count only where max_running is 1: sagas that wait for one of
- *	 several places, all of whose holders wait for them, wait until somebody
- *	 cancels one or a wait for a lock expires.  Nor is it found that all places
- *	 are held by the waiting saga's own ancestors.
+ * - Places count only where there is one, max_running or concurrency 1: sagas
+ *	 that wait for one of several places, all of whose holders wait for them,
+ *	 wait until somebody cancels one or a wait for a lock expires.  Nor is it
+ *	 found that all places are held by the waiting saga's own ancestors.
  *
  * And one of time: as long as some old snapshot keeps VACUUM off, whoever
  * looks for the head of a line passes over all that have left it since.
@@ -73,6 +80,7 @@
 #include "statement.h"
 
 #define PLACE_PREFIX	"definition "
+#define STEP_PREFIX		"step "
 #define LOCK_PREFIX		"lock "
 
 /* What is left of a longer name: so many bytes, and a hash. */
@@ -80,6 +88,7 @@
 
 /* Subids of the heavyweight locks. */
 #define SUBID_PLACE		0
+#define SUBID_STEP		1
 #define SUBID_LOCK		2
 #define SUBID_CIRCLES	3		/* one circle is broken by one process */
 
@@ -95,6 +104,13 @@
 /* So many heavyweight locks stand for all the keys: a transaction that touches
  * thousands of keys must not fill the lock table of the server. */
 #define LOCK_BUCKETS	256
+
+typedef enum KeyKind
+{
+	KEY_PLACE,
+	KEY_STEP,
+	KEY_LOCK
+} KeyKind;
 
 /* What of saga.lock one saga has. */
 typedef struct LockRow
@@ -153,26 +169,63 @@ make_lock_key(const SagaDefinition *definition, const char *name)
 	return psprintf(LOCK_PREFIX "%u %s", definition->owner, shorten_name(name));
 }
 
+/* Versions of a definition that was dropped have nothing in common any more. */
 static char *
-request_key(const SagaLockRequest *request)
+make_step_key(const SagaDefinition *definition, int step)
+{
+	return psprintf(STEP_PREFIX "%d %s",
+					definition->definition_id != 0 ?
+					definition->definition_id : -definition->id,
+					definition->steps[step].name);
+}
+
+/* Asks it for the place of its definition? */
+static bool
+wants_definition_place(const SagaLockRequest *request)
+{
+	return request->name == NULL && request->places == 0;
+}
+
+/* All that it asks for. */
+static List *
+add_request_keys(List *keys, const SagaLockRequest *request)
 {
 	const SagaDefinition *definition = request->saga->definition;
 
-	return request->name == NULL ?
-		psprintf(PLACE_PREFIX "%d", definition->definition_id) :
-		make_lock_key(definition, request->name);
+	if (wants_definition_place(request))
+		keys = lappend(keys, psprintf(PLACE_PREFIX "%d",
+									  definition->definition_id));
+	if (request->name != NULL)
+		keys = lappend(keys, make_lock_key(definition, request->name));
+	if (request->places > 0)
+		keys = lappend(keys, make_step_key(definition, request->step));
+	return keys;
 }
 
-static bool
-is_place(const char *lock_key)
+static KeyKind
+kind_of_key(const char *lock_key)
 {
-	return strncmp(lock_key, PLACE_PREFIX, strlen(PLACE_PREFIX)) == 0;
+	if (strncmp(lock_key, PLACE_PREFIX, strlen(PLACE_PREFIX)) == 0)
+		return KEY_PLACE;
+	if (strncmp(lock_key, STEP_PREFIX, strlen(STEP_PREFIX)) == 0)
+		return KEY_STEP;
+	return KEY_LOCK;
 }
 
+/* Of a place. */
 static int32
-place_definition(const char *lock_key)
+definition_of_key(const char *lock_key)
 {
-	return atoi(lock_key + strlen(PLACE_PREFIX));
+	return atoi(strchr(lock_key, ' ') + 1);
+}
+
+/* Of a place in a step, or of a lock: what comes after the number. */
+static const char *
+name_in_key(const char *lock_key)
+{
+	const char *name = strchr(strchr(lock_key, ' ') + 1, ' ');
+
+	return name == NULL ? lock_key : name + 1;
 }
 
 static uint32
@@ -185,7 +238,16 @@ hash_key(const char *lock_key)
 static uint16
 subid_of_key(const char *lock_key)
 {
-	return is_place(lock_key) ? SUBID_PLACE : SUBID_LOCK;
+	switch (kind_of_key(lock_key))
+	{
+		case KEY_PLACE:
+			return SUBID_PLACE;
+		case KEY_STEP:
+			return SUBID_STEP;
+		case KEY_LOCK:
+			break;
+	}
+	return SUBID_LOCK;
 }
 
 static Oid
@@ -320,6 +382,28 @@ static SagaStatement enter_place = {
 	NULL
 };
 
+static SagaStatement enter_step = {
+	"WITH own AS ("
+	"  SELECT l.granted, l.expires_at FROM saga.lock l"
+	"  WHERE l.saga_id = $2 AND" KEY_OF("l") " = $1 LIMIT 1"
+	" ), room AS ("
+	"  SELECT (SELECT pg_catalog.count(*) FROM saga.lock l"
+	"          WHERE l.lock_key = $1 AND l.granted) < $7 AS free"
+	" ), may AS ("
+	"  SELECT room.free AND NOT EXISTS (SELECT FROM saga.lock l"
+	"   WHERE l.lock_key = $1 AND" STILL_WAITS("l") ") AS have FROM room"
+	" ), added AS ("
+	"  INSERT INTO saga.lock (lock_key, position, saga_id, root_id, role, slot,"
+	"                         step, until_step, granted, places)"
+	"  SELECT $1, pg_catalog.nextval('saga.lock_position_seq'), $2, $3, $4, $5,"
+	"   $6, $6, may.have, $7"
+	"  FROM may WHERE NOT EXISTS (SELECT FROM own)"
+	"  RETURNING granted, expires_at)"
+	" SELECT o.granted, o.expires_at, room.free"
+	" FROM (SELECT * FROM own UNION ALL SELECT * FROM added) o, room",
+	7, {TEXTOID, INT8OID, INT8OID, OIDOID, INT2OID, INT2OID, INT4OID}, NULL
+};
+
 /* Grant to those whose turn it is, and tell all but the sagas of $2. */
 #define TELL_GRANTED \
 	" ), told AS (" \
@@ -361,6 +445,24 @@ static SagaStatement grant_places = {
 	"  RETURNING saga_id, slot, role"
 	TELL_GRANTED,
 	3, {TEXTOID, INT8ARRAYOID, INT4OID}, NULL
+};
+
+/* ... to one: the next may allow for more, or for less. */
+static SagaStatement grant_step = {
+	"WITH head AS ("
+	"  SELECT l.position, l.places FROM saga.lock l"
+	"  WHERE l.lock_key = $1 AND" STILL_WAITS("l")
+	"  ORDER BY l.position LIMIT 1"
+	" ), granted AS ("
+	"  UPDATE saga.lock l SET granted = true, expires_at = NULL,"
+	"   since = pg_catalog.clock_timestamp()"
+	"  FROM head WHERE l.lock_key = $1 AND NOT l.granted"
+	"   AND l.position = head.position AND head.places >"
+	"    (SELECT pg_catalog.count(*) FROM saga.lock h"
+	"     WHERE h.lock_key = $1 AND h.granted)"
+	"  RETURNING l.saga_id, l.slot, l.role"
+	TELL_GRANTED,
+	2, {TEXTOID, INT8ARRAYOID}, NULL
 };
 
 static SagaStatement find_keys = {
@@ -447,22 +549,25 @@ append_in(MemoryContext memory, List *list, void *item)
 	return list;
 }
 
-/*
- * Grant what is free of this key, which is locked, to the head of the line.
- * All but the sagas of "askers" get a message; those of them that were granted
- * something are set to 0.  Within the owner's switch.
- */
-static void
-grant_key(const char *lock_key, int64 *askers, int n)
+static SagaStatement *
+granting_statement(const char *lock_key)
 {
-	bool		place = is_place(lock_key);
-	Datum		values[3] = {
-		CStringGetTextDatum(lock_key), make_array(askers, n),
-		Int32GetDatum(place ? place_definition(lock_key) : 0)
-	};
-	uint64		granted = saga_statement_run(place ? &grant_places : &grant_lock,
-											 values, NULL, false, 0);
+	switch (kind_of_key(lock_key))
+	{
+		case KEY_PLACE:
+			return &grant_places;
+		case KEY_STEP:
+			return &grant_step;
+		case KEY_LOCK:
+			break;
+	}
+	return &grant_lock;
+}
 
+/* Wake those to whom the last statement granted something; see below. */
+static void
+wake_granted(uint64 granted, int64 *askers, int n)
+{
 	for (uint64 row = 0; row < granted; row++)
 	{
 		bool		isnull;
@@ -479,15 +584,38 @@ grant_key(const char *lock_key, int64 *askers, int n)
 			saga_wake_at_commit(DatumGetObjectId(saga_statement_datum(row, 3, &isnull)),
 								id,
 								DatumGetInt16(saga_statement_datum(row, 2, &isnull)),
-								true);
+								0, true);
 	}
 	SPI_freetuptable(SPI_tuptable);
+}
+
+/*
+ * Grant what is free of this key, which is locked, to the head of the line.
+ * All but the sagas of "askers" get a message; those of them that were granted
+ * something are set to 0.  Within the owner's switch.
+ */
+static void
+grant_key(const char *lock_key, int64 *askers, int n)
+{
+	SagaStatement *statement = granting_statement(lock_key);
+	Datum		values[3] = {
+		CStringGetTextDatum(lock_key), make_array(askers, n)
+	};
+	uint64		granted;
+
+	if (statement == &grant_places)
+		values[2] = Int32GetDatum(definition_of_key(lock_key));
+	do
+	{
+		granted = saga_statement_run(statement, values, NULL, false, 0);
+		wake_granted(granted, askers, n);
+	} while (granted > 0 && statement == &grant_step);
 }
 
 
 /* ---- asking ------------------------------------------------------------------ */
 
-/* A request with its key. */
+/* A request, and one of its keys. */
 typedef struct Asking
 {
 	SagaLockRequest *request;
@@ -553,12 +681,18 @@ enter_line(const Asking *asking, TimestampTz now)
 	bool		isnull;
 	bool		free;
 
-	if (request->name == NULL)
+	if (wants_definition_place(request))
 	{
 		values[5] = TimestampTzGetDatum(expires_at);
 		nulls[5] = expires_at == DT_NOEND ? 'n' : ' ';
 		values[6] = Int32GetDatum(saga->definition->definition_id);
 		saga_statement_run(&enter_place, values, nulls, false, 0);
+	}
+	else if (kind_of_key(asking->lock_key) == KEY_STEP)
+	{
+		values[5] = Int16GetDatum(request->step);
+		values[6] = Int32GetDatum(request->places);
+		saga_statement_run(&enter_step, values, nulls, false, 0);
 	}
 	else
 	{
@@ -580,6 +714,15 @@ enter_line(const Asking *asking, TimestampTz now)
 	return free && !request->granted;
 }
 
+/* Do both stand for the same row?  So it is with the elements of a step that
+ * ask for its place. */
+static bool
+is_same_place(const Asking *a, const Asking *b)
+{
+	return a->request->saga == b->request->saga &&
+		kind_of_key(a->lock_key) == KEY_STEP;
+}
+
 /* All who ask for one key. */
 static void
 ask_for_key(Asking *askings, int n, TimestampTz now)
@@ -588,7 +731,13 @@ ask_for_key(Asking *askings, int n, TimestampTz now)
 	bool		free = false;
 
 	for (int i = 0; i < n; i++)
-		free |= enter_line(&askings[i], now);
+		if (i > 0 && is_same_place(&askings[i - 1], &askings[i]))
+		{
+			askings[i].request->granted = askings[i - 1].request->granted;
+			askings[i].request->expires_at = askings[i - 1].request->expires_at;
+		}
+		else
+			free |= enter_line(&askings[i], now);
 	if (!free)
 		return;
 	/* a limit was raised, or whoever stood before has waited too long */
@@ -605,27 +754,14 @@ ask_for_key(Asking *askings, int n, TimestampTz now)
 		}
 }
 
-void
-saga_locks_request(SagaLockRequest *requests, int n)
+/* Key by key.  Within the owner's switch. */
+static void
+ask_for_keys(Asking *askings, int n, TimestampTz now)
 {
-	Asking	   *askings = palloc(n * sizeof(Asking));
-	List	   *keys = NIL;
-	TimestampTz now;
-	SagaOwnerSwitch owner;
 	int			end;
 
-	if (n == 0)
-		return;
-	for (int i = 0; i < n; i++)
-	{
-		askings[i].request = &requests[i];
-		askings[i].lock_key = request_key(&requests[i]);
-		keys = lappend(keys, askings[i].lock_key);
-	}
-	qsort(askings, n, sizeof(Asking), compare_askings);
-	lock_keys(settle_keys(keys));
-	now = GetCurrentTimestamp();
-	saga_owner_enter(&owner);
+	if (n > 1)
+		qsort(askings, n, sizeof(Asking), compare_askings);
 	for (int start = 0; start < n; start = end)
 	{
 		for (end = start + 1; end < n; end++)
@@ -633,6 +769,68 @@ saga_locks_request(SagaLockRequest *requests, int n)
 				break;
 		ask_for_key(askings + start, end - start, now);
 	}
+}
+
+/* Locks, and places of definitions. */
+static int
+list_first_askings(SagaLockRequest *requests, int n, Asking *askings)
+{
+	int			k = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		SagaLockRequest *request = &requests[i];
+
+		request->lacks_place = false;
+		if (request->name == NULL && request->places > 0)
+			continue;
+		askings[k].request = request;
+		askings[k++].lock_key = linitial(add_request_keys(NIL, request));
+	}
+	return k;
+}
+
+/* Places in steps, for those who have the lock, if they need one: who stands
+ * in line for that takes no place from others. */
+static int
+list_step_askings(SagaLockRequest *requests, int n, Asking *askings)
+{
+	int			k = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		SagaLockRequest *request = &requests[i];
+
+		if (request->places == 0 ||
+			(request->name != NULL && !request->granted))
+			continue;
+		request->lacks_place = true;
+		askings[k].request = request;
+		askings[k++].lock_key = llast(add_request_keys(NIL, request));
+	}
+	return k;
+}
+
+void
+saga_locks_request(SagaLockRequest *requests, int n)
+{
+	Asking	   *askings = palloc(n * sizeof(Asking));
+	List	   *keys = NIL;
+	TimestampTz now;
+	SagaOwnerSwitch owner;
+	int			nasked;
+
+	if (n == 0)
+		return;
+	for (int i = 0; i < n; i++)
+		keys = add_request_keys(keys, &requests[i]);
+	lock_keys(settle_keys(keys));
+	now = GetCurrentTimestamp();
+	saga_owner_enter(&owner);
+	nasked = list_first_askings(requests, n, askings);
+	ask_for_keys(askings, nasked, now);
+	nasked = list_step_askings(requests, n, askings);
+	ask_for_keys(askings, nasked, now);
 	saga_owner_leave(&owner);
 }
 
@@ -669,6 +867,28 @@ waits_in_vain(const Saga *saga, int step)
 	return state->goal < 0 || saga_rules_is_before(rules, state->goal, step);
 }
 
+/*
+ * Has it left the step, or will it not come into it?  Its actions are not
+ * attempted any more, and none is out: not even one that a quorum does not
+ * need.
+ */
+static bool
+is_out_of_step(const Saga *saga, const char *name)
+{
+	const SagaRules *rules = &saga->definition->rules;
+	const SagaState *state = &saga->state;
+	int			step = saga_definition_step(saga->definition, name);
+
+	if (step < 0)
+		return true;
+	if (state->steps[step].count[SAGA_OPERATION_ACTION][SAGA_OP_RUNNING] > 0)
+		return false;
+	if (saga_machine_step_is_done(rules, state, step))
+		return true;
+	return state->backward &&
+		(state->goal < 0 || saga_rules_is_before(rules, state->goal, step));
+}
+
 /* Does its saga, which has not ended, give this row back? */
 static bool
 gives_back(const Saga *saga, const LockRow *row, TimestampTz now)
@@ -676,10 +896,12 @@ gives_back(const Saga *saga, const LockRow *row, TimestampTz now)
 	const SagaState *state = &saga->state;
 	int			until = row->until_step;
 
+	if (kind_of_key(row->lock_key) == KEY_STEP)
+		return is_out_of_step(saga, name_in_key(row->lock_key));
 	if (!row->granted)
 		return row->expires_at <= now || waits_in_vain(saga, row->step);
-	if (is_place(row->lock_key))	/* who waits for his parent does not run */
-		return state->status == SAGA_STATUS_HELD;
+	if (kind_of_key(row->lock_key) == KEY_PLACE)
+		return state->status == SAGA_STATUS_HELD;	/* it does not run */
 	return !state->backward && until >= 0 && until < state->nsteps &&
 		saga_machine_step_is_done(&saga->definition->rules, state, until);
 }
@@ -775,7 +997,7 @@ saga_locks_announce(const SagaLockRequest *requests, int n,
 	List	   *keys = NIL;
 
 	for (int i = 0; i < n; i++)
-		keys = lappend(keys, request_key(&requests[i]));
+		keys = add_request_keys(keys, &requests[i]);
 	if (nleaving > 0 && saga_locks_in_use())
 		keys = add_keys_of_sagas(keys, leaving, nleaving);
 	if (keys != NIL)
@@ -932,8 +1154,8 @@ static SagaStatement find_all_candidates = {
 	0, {0}, NULL
 };
 static SagaStatement find_waits = {
-	"SELECT l.lock_key, pg_catalog.min(l.position) FROM saga.lock l"
-	" WHERE l.root_id = $1 AND" STILL_WAITS("l")
+	"SELECT l.lock_key, pg_catalog.min(l.position), pg_catalog.max(l.places)"
+	" FROM saga.lock l WHERE l.root_id = $1 AND" STILL_WAITS("l")
 	" GROUP BY l.lock_key ORDER BY l.lock_key",
 	1, {INT8OID}, NULL
 };
@@ -982,6 +1204,7 @@ typedef struct Wait
 {
 	char	   *lock_key;
 	int64		position;
+	int			places;			/* in a step; else 0 */
 } Wait;
 
 typedef struct Search
@@ -1043,25 +1266,36 @@ read_waits(int64 root, MemoryContext memory)
 
 		wait->lock_key = text_column(row, 1, memory);
 		wait->position = DatumGetInt64(saga_statement_datum(row, 2, &isnull));
+		wait->places = DatumGetInt32(saga_statement_datum(row, 3, &isnull));
+		if (isnull)
+			wait->places = 0;
 		waits = append_in(memory, waits, wait);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return waits;
 }
 
-/* What people call it; NULL if waits for it do not count. */
+/* What people call what is waited for; NULL if that does not count. */
 static const char *
-name_of_key(const char *lock_key, MemoryContext memory)
+name_of_wait(const Wait *wait, MemoryContext memory)
 {
 	const char *name = NULL;
 	Datum		value;
 
-	if (!is_place(lock_key))
+	switch (kind_of_key(wait->lock_key))
 	{
-		name = strchr(lock_key + strlen(LOCK_PREFIX), ' ');
-		return name == NULL ? lock_key : name + 1;
+		case KEY_LOCK:
+			return name_in_key(wait->lock_key);
+		case KEY_STEP:
+			if (wait->places != 1)
+				return NULL;
+			return MemoryContextStrdup(memory,
+									   psprintf("place in step %s",
+												name_in_key(wait->lock_key)));
+		case KEY_PLACE:
+			break;
 	}
-	value = Int32GetDatum(place_definition(lock_key));
+	value = Int32GetDatum(definition_of_key(wait->lock_key));
 	if (saga_statement_run(&find_limit, &value, NULL, true, 1) > 0)
 	{
 		MemoryContext old = MemoryContextSwitchTo(memory);
@@ -1105,7 +1339,7 @@ follow_waits(Search *search, const Tree *tree, const List *left_out)
 	foreach(cell, waits)
 	{
 		const Wait *wait = lfirst(cell);
-		const char *lock = name_of_key(wait->lock_key, search->memory);
+		const char *lock = name_of_wait(wait, search->memory);
 		Datum		values[3] = {
 			CStringGetTextDatum(wait->lock_key), Int64GetDatum(tree->root),
 			Int64GetDatum(wait->position)
@@ -1440,6 +1674,14 @@ static SagaStatement find_neglected = {
 	"   (SELECT pg_catalog.count(*) FROM saga.lock h"
 	"    WHERE h.lock_key = l.lock_key AND h.granted)"
 	"   < COALESCE(d.max_running, 2147483647)"
+	"  UNION"
+	"  SELECT l.lock_key FROM line l CROSS JOIN LATERAL"
+	"   (SELECT w.places FROM saga.lock w"
+	"    WHERE w.lock_key = l.lock_key AND" STILL_WAITS("w")
+	"    ORDER BY w.position LIMIT 1) head"
+	"  WHERE l.lock_key LIKE 'step %' AND head.places >"
+	"   (SELECT pg_catalog.count(*) FROM saga.lock h"
+	"    WHERE h.lock_key = l.lock_key AND h.granted)"
 	"  UNION"
 	"  SELECT l.lock_key FROM saga.lock l WHERE" IS_GONE ") k"
 	" WHERE EXISTS (SELECT FROM saga.coordinator c"

@@ -8,8 +8,9 @@
  *
  * A lock is a name within the definitions of one owner; it is held by a tree
  * of sagas (children share what their parent has), by one tree at a time,
- * first come first served.  Places are the same thing with max_running trees.
- * Both are rows of saga.lock.
+ * first come first served.  Places are held by one saga each: a definition has
+ * max_running of them, a step as many as its "concurrency" says, over all
+ * versions of the definition.  All are rows of saga.lock.
  *
  * Everything here is serialized per lock by a heavyweight lock until the end
  * of the transaction, at read committed, where the newest rows are seen.  A
@@ -32,14 +33,20 @@
 typedef struct SagaLockRequest
 {
 	const Saga *saga;
-	const char *name;			/* NULL: a place of its definition */
+	const char *name;			/* of a lock; NULL: none, but a place */
+	int			places;			/* > 0: one of so many places in the step; with
+								 * a name after the lock is had.  0, and no name:
+								 * a place of its definition */
 	int			step;			/* who asks, for the view; -1: before the start */
-	int			until_step;		/* given back when that step has ended; -1: with
-								 * the saga's end */
-	int64		timeout;		/* microseconds; 0 = no limit */
+	int			until_step;		/* the lock is given back when that step has
+								 * ended; -1: with the saga's end */
+	int64		timeout;		/* of the wait for the lock; microseconds, 0 = no
+								 * limit */
 
 	/* the answer */
 	bool		granted;
+	bool		lacks_place;	/* not granted: what it waits for is the place in
+								 * the step */
 	TimestampTz expires_at;		/* not granted: DT_NOEND = never */
 } SagaLockRequest;
 
@@ -71,7 +78,9 @@ extern void saga_locks_announce(const SagaLockRequest *requests, int n,
  * goes back what it waits for (to a savepoint: what steps after that wait
  * for); of any other what is given back with the end of a step that is done,
  * what steps that are done waited for, and what has expired.  A saga that is
- * held by its parent gives back its place, and no lock.
+ * held by its parent gives back its place, and no lock.  A place in a step is
+ * given back when that has ended, or its actions are given up and none of them
+ * is out any more.
  */
 extern void saga_locks_give_back(Saga **sagas, int n);
 

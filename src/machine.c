@@ -75,7 +75,7 @@
  *
  * What is ready (an operation that is PENDING or WAITING):
  *		forward, an action of a step that is neither off nor done, when all steps
- *			before it, however far off, are done and, if it needs a lock, its
+ *			before it, however far off, are done and, if it needs one, its
  *			gate is OPEN
  *		forward, the compensation of a surplus action
  *		forward, a confirmation of an action that SUCCEEDED and is not surplus,

@@ -93,8 +93,9 @@ typedef enum SagaOpStatus
 #define SAGA_NOP_STATUS	(SAGA_OP_SKIPPED + 1)
 
 /*
- * The semantic lock that an action needs to be attempted.  The caller may
- * forget it: the machine asks again, and who has the lock is granted it.
+ * What an action needs to be attempted: a semantic lock, a place among the
+ * sagas that may be in its step at once, or both.  The caller may forget it:
+ * the machine asks again, and who has the lock is granted it.
  */
 typedef enum SagaGate
 {
@@ -111,7 +112,8 @@ typedef struct SagaStepRule
 									 * of a child, also at and after a pivot */
 	bool		pivot;
 	bool		foreach;		/* its elements come with EXPANDED */
-	bool		exclusive;		/* its actions need a lock: see SagaGate */
+	bool		exclusive;		/* its actions need a lock or a place: see
+								 * SagaGate */
 	bool		savepoint;		/* not at or after a pivot */
 	int			parallel;		/* foreach: at most so many operations of it are
 								 * RUNNING or named as tasks at once; 0 = all */
@@ -249,8 +251,9 @@ typedef enum SagaEventKind
 								 * up */
 	SAGA_EVENT_SIGNALLED,		/* of an action that is not out: its outcome is
 								 * there */
-	SAGA_EVENT_QUEUED,			/* the action waits for its lock, until due_at */
-	SAGA_EVENT_GRANTED,			/* it has its lock */
+	SAGA_EVENT_QUEUED,			/* the action waits for its lock or place, until
+								 * due_at */
+	SAGA_EVENT_GRANTED,			/* it has all that it needs */
 	/* of a step */
 	SAGA_EVENT_EXPANDED,		/* its elements: nelements, elements */
 	/* of the clock */

@@ -8,7 +8,7 @@
  * - databases: those in which something is unfinished or was not looked at
  *	 since the start.  Each has the place of its coordinator.
  * - pools: one per (database, role) that has, or lately had, something to do.
- *	 Each has a ring of wake-ups, two small rings of sagas that run in a batch
+ *	 Each has lanes of wake-ups, two small rings of sagas that run in a batch
  *	 of one (by themselves, or because they are suspect), and the flag "scan":
  *	 somebody has to look into the tables.
  * - executors: processes that advance sagas of a pool; the first
@@ -16,7 +16,19 @@
  *	 the others are taken by backends in the foreground.
  * - operations that were lost with their process, and waiters.
  *
- * A table that is full loses no saga: what finds no room in a ring sets "scan";
+ * Lanes are what makes definitions fair to each other.  A lane is of one
+ * definition as long as it has entries; who takes a batch takes one entry of
+ * each lane, then another, and the next batch goes on at the next lane.  So a
+ * saga that is first in its lane waits for no more than the batch at hand and
+ * one round of the lanes.  A lane has some entries of its own, so that it has
+ * room whatever the others hold; beyond these it takes from a stock that all
+ * share.  Known limits: with more definitions than lanes at a time some share
+ * one, and wait for each other there.  What found no room, and what falls due
+ * (retries, timers), is found by scans in the order of time, at first behind
+ * a backlog of another definition; saga_engine_find_due() looks beyond that
+ * now and then.
+ *
+ * A table that is full loses no saga: what finds no room in a lane sets "scan";
  * what finds no pool makes its database want a sweep; what finds no place for
  * its database makes the launcher read pg_database again.  Entries that hold
  * nothing are reused.
@@ -27,7 +39,8 @@
  *					find one, exclusive to make, give or free one.  An entry
  *					stays where it is while the lock is held, or while one is
  *					a member of the pool.
- *		pool		one each: its rings, flags and members, and what those hold.
+ *		pool		one each: its lanes, rings, flags and members, and what those
+ *					hold.
  *		lost		the list of lost operations.
  *		waiters		taken alone.
  *
@@ -36,9 +49,9 @@
  *
  * No wake-up is lost:  who wakes has committed, then takes the lock of the
  * pool and either finds the saga held (its dirty bit is set) or puts it into
- * the ring.  Who holds it has committed when it gives it back under the same
+ * its lane.  Who holds it has committed when it gives it back under the same
  * lock, and sees the bit.  A worker goes to sleep or leaves under that lock
- * too, after it found the rings empty; who puts then finds it idle and sets
+ * too, after it found lanes and rings empty; who puts then finds it idle and sets
  * its latch, or finds none and sets the launcher's.
  *
  * A process that ends, however it does short of a crash of the whole server,
@@ -69,9 +82,14 @@
 #include "inflight.h"
 #include "shared.h"
 
-#define RING_SIZE		1024
-/* ... of which so many places are for what a scan finds. */
-#define RING_RESERVE	512
+#define NLANES			16
+/* So many entries each lane has for itself: all notes of a transaction. */
+#define LANE_OWN		64
+/* So many more they share ... */
+#define STOCK_SIZE		1024
+/* ... half of them for what a scan finds. */
+#define STOCK_RESERVE	512
+#define NENTRIES		(NLANES * LANE_OWN + STOCK_SIZE)
 #define SIDE_RING_SIZE	64
 #define NEXECUTORS		(SAGA_MAX_WORKERS + SAGA_MAX_FOREGROUND)
 #define NLOST			128
@@ -84,7 +102,7 @@
 #define NNOTES			64
 #define NNOTED_ROLES	8
 
-/* How long a scan waits at most while there is something in the rings. */
+/* How long a scan waits at most while there is something in the lanes. */
 #define SCAN_PATIENCE	(100 * INT64CONST(1000))
 
 /* How long a database is left alone between two looks at it as a whole. */
@@ -98,6 +116,15 @@ typedef struct RingHead
 	int			first;
 	int			count;
 } RingHead;
+
+/* A list of entries of a pool, first in, first out. */
+typedef struct Lane
+{
+	int32		definition;		/* whose it is; free while it is empty */
+	int16		first;			/* entries; of no meaning while it is empty */
+	int16		last;
+	int16		count;
+} Lane;
 
 typedef struct Executor
 {
@@ -119,7 +146,8 @@ typedef struct Executor
 	SagaProcessState state;
 	TimestampTz since;			/* in this state */
 	bool		progress;		/* has given a saga back after a commit */
-	int			turn;			/* which ring comes first at the next take */
+	int			turn;			/* which of lanes, alone and suspects comes first
+								 * at the next take */
 	int			nheld;
 	int			nsuspects;		/* of those */
 	SagaRef		held[SAGA_MAX_BATCH];	/* in flight */
@@ -141,7 +169,7 @@ typedef struct Pool
 	/* The lock of the pool guards the rest. */
 	int			nmembers;
 	int16		members[NEXECUTORS];	/* indexes of executors */
-	bool		scan;			/* the tables hold due sagas not in a ring */
+	bool		scan;			/* the tables hold due sagas not in a lane */
 	bool		scan_goes_on;	/* the last scan did not reach the end */
 	int			scanner;		/* executor that scans, or NOBODY */
 	int			last_scanner;	/* executor whose scan goes on, or NOBODY */
@@ -155,10 +183,15 @@ typedef struct Pool
 	SagaBlocked blocked;		/* why there is no worker */
 	int			failures;		/* to start one, or of one, in a row */
 	TimestampTz retry_at;		/* start none before */
-	RingHead	ring;
+	Lane		lanes[NLANES];
+	int			lane_turn;		/* which lane comes first at the next take */
+	int			nqueued;		/* entries in all lanes */
+	int			stock_used;		/* of them, beyond the lanes' own */
+	int16		free_entry;		/* the first of those unused, or NOBODY */
 	RingHead	alone;
 	RingHead	suspects;
-	SagaRef		ring_refs[RING_SIZE];
+	SagaRef		entries[NENTRIES];
+	int16		next_entry[NENTRIES];	/* in the lane, or of the unused ones */
 	SagaRef		alone_refs[SIDE_RING_SIZE];
 	SagaRef		suspect_refs[SIDE_RING_SIZE];
 } Pool;
@@ -318,8 +351,25 @@ static bool
 pool_is_empty(const Pool *pool)
 {
 	return pool->nmembers == 0 && !needs_scan(pool) &&
-		pool->ring.count == 0 && pool->alone.count == 0 &&
+		pool->nqueued == 0 && pool->alone.count == 0 &&
 		pool->suspects.count == 0 && pool->next_due == DT_NOEND;
+}
+
+/* Forget what waits in a pool. */
+static void
+clear_queues(Pool *pool)
+{
+	for (int i = 0; i < NLANES; i++)
+		pool->lanes[i].count = 0;
+	pool->lane_turn = 0;
+	pool->nqueued = 0;
+	pool->stock_used = 0;
+	for (int i = 0; i < NENTRIES; i++)
+		pool->next_entry[i] = i + 1 < NENTRIES ? i + 1 : NOBODY;
+	pool->free_entry = 0;
+	pool->alone.first = pool->alone.count = 0;
+	pool->suspects.first = pool->suspects.count = 0;
+	pool->more_suspects = false;
 }
 
 static void
@@ -442,7 +492,7 @@ reclaim_pool(void)
 			return pool;
 		if (pool->nmembers > 0)
 			continue;
-		if ((pool->ring.count == 0 && pool->alone.count == 0 &&
+		if ((pool->nqueued == 0 && pool->alone.count == 0 &&
 			 pool->suspects.count == 0 && !needs_scan(pool)) ||
 			(pool->blocked != SAGA_BLOCKED_NOT &&
 			 pool->blocked < SAGA_BLOCKED_VERSION))
@@ -486,7 +536,6 @@ make_pool(Oid database, Oid role)
 	pool->scanner = NOBODY;
 	pool->last_scanner = NOBODY;
 	pool->scanned_at = 0;
-	pool->more_suspects = false;
 	pool->next_due = DT_NOEND;
 	pool->alarm = DT_NOEND;
 	pool->told = false;
@@ -494,9 +543,7 @@ make_pool(Oid database, Oid role)
 	pool->blocked = SAGA_BLOCKED_NOT;
 	pool->failures = 0;
 	pool->retry_at = 0;
-	pool->ring.first = pool->ring.count = 0;
-	pool->alone.first = pool->alone.count = 0;
-	pool->suspects.first = pool->suspects.count = 0;
+	clear_queues(pool);
 	return pool;
 }
 
@@ -531,7 +578,99 @@ unlock_pool(Pool *pool)
 	LWLockRelease(DIRECTORY_LOCK);
 }
 
-/* ---- rings: the lock of the pool is held ------------------------------ */
+/* ---- lanes and rings: the lock of the pool is held -------------------- */
+
+/* The lane of a definition: its own, a free one, or one that it shares. */
+static Lane *
+find_lane(Pool *pool, int32 definition)
+{
+	Lane	   *unused = NULL;
+
+	for (int i = 0; i < NLANES; i++)
+	{
+		Lane	   *lane = &pool->lanes[i];
+
+		if (lane->count == 0)
+			unused = unused ? unused : lane;
+		else if (lane->definition == definition)
+			return lane;
+	}
+	if (unused == NULL)
+		return &pool->lanes[(uint32) definition % NLANES];
+	unused->definition = definition;
+	return unused;
+}
+
+/* Append to its lane; "reserve" is what must stay of the common stock.  Since
+ * each lane has its own, there is always an entry for who may have one. */
+static bool
+lane_push(Pool *pool, const SagaRef *ref, int reserve)
+{
+	Lane	   *lane = find_lane(pool, ref->definition);
+	int16		entry = pool->free_entry;
+
+	if (lane->count >= LANE_OWN)
+	{
+		if (pool->stock_used >= STOCK_SIZE - reserve)
+			return false;
+		pool->stock_used++;
+	}
+	Assert(entry != NOBODY);
+	pool->free_entry = pool->next_entry[entry];
+	pool->entries[entry] = *ref;
+	if (lane->count == 0)
+		lane->first = entry;
+	else
+		pool->next_entry[lane->last] = entry;
+	lane->last = entry;
+	lane->count++;
+	pool->nqueued++;
+	return true;
+}
+
+/* Take the first of the lane whose turn it is. */
+static bool
+lane_pop(Pool *pool, SagaRef *ref)
+{
+	Lane	   *lane;
+	int16		entry;
+
+	if (pool->nqueued == 0)
+		return false;
+	while (pool->lanes[pool->lane_turn].count == 0)
+		pool->lane_turn = (pool->lane_turn + 1) % NLANES;
+	lane = &pool->lanes[pool->lane_turn];
+	pool->lane_turn = (pool->lane_turn + 1) % NLANES;
+
+	entry = lane->first;
+	*ref = pool->entries[entry];
+	lane->first = pool->next_entry[entry];
+	pool->next_entry[entry] = pool->free_entry;
+	pool->free_entry = entry;
+	if (lane->count > LANE_OWN)
+		pool->stock_used--;
+	lane->count--;
+	pool->nqueued--;
+	return true;
+}
+
+/* In any lane: it may have been put there before its definition was known. */
+static bool
+lanes_have(const Pool *pool, int64 id)
+{
+	for (int i = 0; i < NLANES; i++)
+	{
+		int16		entry = pool->lanes[i].first;
+
+		for (int n = pool->lanes[i].count; n > 0; n--)
+		{
+			if (pool->entries[entry].id == id)
+				return true;
+			entry = pool->next_entry[entry];
+		}
+	}
+	return false;
+}
 
 static bool
 ring_push(RingHead *head, SagaRef *refs, int size, const SagaRef *ref)
@@ -563,9 +702,10 @@ ring_has(const RingHead *head, const SagaRef *refs, int size, int64 id)
 	return false;
 }
 
-/* Put a saga where it belongs; without room for it the tables are scanned. */
+/* Put a saga where it belongs; without room for it the tables are scanned.
+ * "reserve": see lane_push(). */
 static bool
-put_ref(Pool *pool, const SagaRef *ref)
+put_ref(Pool *pool, const SagaRef *ref, int reserve)
 {
 	bool		done;
 
@@ -581,7 +721,7 @@ put_ref(Pool *pool, const SagaRef *ref)
 	if (ref->alone)
 		done = ring_push(&pool->alone, pool->alone_refs, SIDE_RING_SIZE, ref);
 	else
-		done = ring_push(&pool->ring, pool->ring_refs, RING_SIZE, ref);
+		done = lane_push(pool, ref, reserve);
 	if (!done)
 		pool->scan = true;
 	return done;
@@ -599,7 +739,7 @@ has_ref(const Pool *pool, const SagaRef *ref)
 		return true;
 	if (ref->suspect || ref->alone)
 		return false;
-	return ring_has(&pool->ring, pool->ring_refs, RING_SIZE, ref->id);
+	return lanes_have(pool, ref->id);
 }
 
 /* The executor that holds this saga, and where in its list; or NULL. */
@@ -637,7 +777,7 @@ one_is_left_for_batches(const Pool *pool)
 	int			limit = pool_limit();
 	int			n = 0;
 
-	if (limit == 1 || pool->ring.count == 0)
+	if (limit == 1 || pool->nqueued == 0)
 		return false;
 	for (int m = 0; m < pool->nmembers; m++)
 	{
@@ -679,7 +819,7 @@ suspects_allowed(const Pool *pool)
 		return false;
 	if (limit > 1)
 		return count_suspect_workers(pool) < limit - 1;
-	return pool->ring.count == 0 && pool->alone.count == 0 && !needs_scan(pool) &&
+	return pool->nqueued == 0 && pool->alone.count == 0 && !needs_scan(pool) &&
 		count_suspect_workers(pool) == 0;
 }
 
@@ -692,7 +832,7 @@ scan_is_wanted(const Pool *pool, TimestampTz now)
 static bool
 pool_has_work(const Pool *pool, TimestampTz now)
 {
-	return pool->ring.count > 0 || pool->alone.count > 0 ||
+	return pool->nqueued > 0 || pool->alone.count > 0 ||
 		scan_is_wanted(pool, now) || suspects_allowed(pool);
 }
 
@@ -733,7 +873,7 @@ wake_pool(Pool *pool)
 		else if (executor->state == SAGA_PROCESS_IDLE && idle == NULL)
 			idle = executor;
 	}
-	if (coming && pool->ring.count < saga_batch_size)
+	if (coming && pool->nqueued < saga_batch_size)
 		return NULL;
 	if (idle != NULL)
 	{
@@ -810,10 +950,8 @@ wake_saga(Pool *pool, const SagaRef *ref, bool message)
 			return;
 		}
 	}
-	if (pool->ring.count >= RING_SIZE - RING_RESERVE)
-		pool->scan = true;		/* those that wait longer get their turn */
-	else
-		put_ref(pool, ref);
+	/* without room those of its lane that wait longer get their turn */
+	put_ref(pool, ref, STOCK_RESERVE);
 }
 
 void
@@ -831,7 +969,8 @@ saga_wake_now(Oid role, const SagaRef *ref, bool message)
 }
 
 void
-saga_wake_at_commit(Oid role, int64 id, int16 slot, bool message)
+saga_wake_at_commit(Oid role, int64 id, int16 slot, int32 definition,
+					bool message)
 {
 	WakeNote   *note;
 
@@ -846,6 +985,7 @@ saga_wake_at_commit(Oid role, int64 id, int16 slot, bool message)
 		note->ref.slot = slot;
 		note->ref.alone = false;
 		note->ref.suspect = false;
+		note->ref.definition = definition;
 		note->message = message;
 		return;
 	}
@@ -1551,7 +1691,7 @@ hold(Pool *pool, Executor *executor, const SagaRef *ref)
 		return false;
 	holder = find_holder(pool, ref->id, &i);
 	if (holder == executor)
-		return false;			/* it was in the ring twice */
+		return false;			/* it was put in twice */
 	if (holder != NULL)
 	{
 		holder->dirty[i] = true;
@@ -1565,22 +1705,23 @@ hold(Pool *pool, Executor *executor, const SagaRef *ref)
 	return true;
 }
 
-/* Move from one ring; which = 0: the big one, 1: alone, 2: suspects. */
+/* Move from the lanes, or from one ring; which = 0: lanes, 1: alone, 2:
+ * suspects. */
 static int
 take_from(Pool *pool, Executor *executor, int which, SagaRef *refs, int max)
 {
 	RingHead   *head;
 	SagaRef    *ring;
-	int			size = SIDE_RING_SIZE;
 	int			n = 0;
 
 	if (which == 0)
 	{
-		head = &pool->ring;
-		ring = pool->ring_refs;
-		size = RING_SIZE;
+		while (n < max && lane_pop(pool, &refs[n]))
+			if (hold(pool, executor, &refs[n]))
+				n++;
+		return n;
 	}
-	else if (which == 1)
+	if (which == 1)
 	{
 		if (executor->kind == SAGA_PROCESS_WORKER &&
 			one_is_left_for_batches(pool))
@@ -1597,7 +1738,7 @@ take_from(Pool *pool, Executor *executor, int which, SagaRef *refs, int max)
 		ring = pool->suspect_refs;
 		max = 1;
 	}
-	while (n < max && ring_pop(head, ring, size, &refs[n]))
+	while (n < max && ring_pop(head, ring, SIDE_RING_SIZE, &refs[n]))
 		if (hold(pool, executor, &refs[n]))
 			n++;
 	if (pool->more_suspects && pool->suspects.count == 0)
@@ -1623,7 +1764,7 @@ saga_executor_take(SagaRef *refs, int max)
 	max = Min(max, SAGA_MAX_BATCH - executor->nheld);
 
 	LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
-	/* the three rings by turns, so that none waits for the others */
+	/* lanes and rings by turns, so that none waits for the others */
 	for (int i = 0; n == 0 && i < 3; i++)
 	{
 		int			which = (executor->turn + i) % 3;
@@ -1636,7 +1777,7 @@ saga_executor_take(SagaRef *refs, int max)
 	{
 		set_state(executor, SAGA_PROCESS_BUSY);
 		/* what is left may be for somebody who sleeps */
-		if (pool->ring.count > 0 || pool->alone.count > 0 ||
+		if (pool->nqueued > 0 || pool->alone.count > 0 ||
 			suspects_allowed(pool))
 			latch = wake_pool(pool);
 	}
@@ -1729,7 +1870,7 @@ give_back(bool scan)
 	{
 		if (executor->dirty[0])
 		{
-			put_ref(pool, &executor->held[0]);
+			put_ref(pool, &executor->held[0], 0);
 			some = true;
 		}
 		else
@@ -1784,7 +1925,7 @@ saga_ring_put(Oid role, const SagaRef *refs, int n)
 		/* in flight elsewhere: it is being looked at; mine is yielded */
 		holder = find_holder(pool, refs[i].id, &k);
 		if ((holder != NULL && holder != me) ||
-			has_ref(pool, &refs[i]) || put_ref(pool, &refs[i]))
+			has_ref(pool, &refs[i]) || put_ref(pool, &refs[i], 0))
 			done++;
 	}
 	unlock_and_wake(pool);
@@ -1900,9 +2041,9 @@ saga_scan_begin(bool overdue, bool *goes_on)
 	/* a scan that goes on is better left to who knows where it is */
 	mine = scan_is_wanted(pool, now) &&
 		(!overdue || (now - pool->scanned_at >= SCAN_PATIENCE &&
-					  pool->ring.count <= RING_SIZE - RING_RESERVE)) &&
+					  pool->stock_used <= STOCK_SIZE - STOCK_RESERVE)) &&
 		(pool->last_scanner == NOBODY || pool->last_scanner == my_executor ||
-		 pool->ring.count == 0 ||
+		 pool->nqueued == 0 ||
 		 now - pool->scanned_at >= 10 * SCAN_PATIENCE);
 	*goes_on = pool->scan_goes_on && pool->last_scanner == my_executor;
 	if (mine)
@@ -2240,8 +2381,7 @@ clear_database(Database *db)
 		if (!OidIsValid(pool->database) || pool->db != n)
 			continue;
 		LWLockAcquire(POOL_LOCK(pool), LW_EXCLUSIVE);
-		pool->ring.count = pool->alone.count = pool->suspects.count = 0;
-		pool->more_suspects = false;
+		clear_queues(pool);
 		pool->scan = pool->scan_goes_on = false;
 		pool->next_due = DT_NOEND;
 		pool->blocked = SAGA_BLOCKED_NOT;
@@ -2748,9 +2888,8 @@ saga_blocked_set(Oid database, Oid role, SagaBlocked blocked)
 			pool->retry_at = pause_until(++pool->failures);
 		if (role_is_blocked(blocked))
 		{
-			/* what is in the rings is found again when the role is able */
-			pool->ring.count = pool->alone.count = pool->suspects.count = 0;
-			pool->more_suspects = false;
+			/* what waits is found again when the role is able */
+			clear_queues(pool);
 			pool->scan = true;
 			if (changed)
 				want(&shared->databases[pool->db], SAGA_WANT_MESSAGES);

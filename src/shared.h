@@ -1,7 +1,7 @@
 /*
  * shared.h
- *		The shared memory of saga: databases, pools of workers, the ring of
- *		wake-ups of each pool, sagas in flight, and the crash record.
+ *		The shared memory of saga: databases, pools of workers, the lanes and
+ *		rings of wake-ups of each pool, sagas in flight, and the crash record.
  *
  * Only shared.c knows the segment's layout.  Everything here is a hint that
  * may be lost: the tables are the truth, and one sweep at start finds all.
@@ -33,6 +33,9 @@ typedef struct SagaRef
 	bool		alone;			/* to be run in a batch of one */
 	bool		suspect;		/* its last attempt timed out or was killed: runs
 								 * alone, and never on all workers of a role */
+	int32		definition;		/* id of its version, so that it takes turns with
+								 * sagas of others; 0: not known, as if it were
+								 * one more */
 } SagaRef;
 
 /* What a process is doing just now, as saga.workers shows it. */
@@ -65,10 +68,12 @@ extern bool saga_shared_available(void);
  * Note that this saga of this role is to be looked at once the current
  * transaction has committed; forgotten if it aborts.  Allocates nothing:
  * beyond a fixed number of notes "look at all" is remembered instead.
- * "message" is true when the saga is older than this transaction, and may be
- * in flight: then its holder is told to look again.
+ * "definition" is as in a SagaRef.  "message" is true when the saga is older
+ * than this transaction, and may be in flight: then its holder is told to look
+ * again.
  */
-extern void saga_wake_at_commit(Oid role, int64 id, int16 slot, bool message);
+extern void saga_wake_at_commit(Oid role, int64 id, int16 slot,
+								int32 definition, bool message);
 
 /* The same, now: the caller has committed what there is to see. */
 extern void saga_wake_now(Oid role, const SagaRef *ref, bool message);
@@ -103,9 +108,10 @@ extern bool saga_executor_enter(Oid role, int worker_index, uint32 generation);
 extern void saga_executor_leave(void);
 
 /*
- * Move up to "max" sagas of my role from the ring to my list of those in
- * flight, and return how many.  Alone and suspect ones come one at a time.
- * Those that another executor holds are left to it, with its dirty bit set.
+ * Move up to "max" sagas of my role to my list of those in flight, and return
+ * how many: of each definition that has some in the lanes one, then another.
+ * Alone and suspect ones come one at a time.  Those that another executor
+ * holds are left to it, with its dirty bit set.
  */
 extern int	saga_executor_take(SagaRef *refs, int max);
 
@@ -123,8 +129,9 @@ extern bool saga_executor_release(int64 id);
  * tables are scanned. */
 extern void saga_executor_release_all(void);
 
-/* Put into the ring: yielded sagas, those to run alone, those found by a scan.
- * Returns how many there was room for; sets the scan flag if not for all. */
+/* Put into lane or ring: yielded sagas, those to run alone, those found by a
+ * scan.  Returns how many there was room for; sets the scan flag if not for
+ * all. */
 extern int	saga_ring_put(Oid role, const SagaRef *refs, int n);
 
 /* What I am doing, for the view and for the crash record.  NULL = nothing. */
@@ -145,7 +152,7 @@ extern void saga_executor_abandon(void);
  * at a time, which must call saga_scan_done() (or exit).  "next_due" is when
  * the first saga after those found falls due, DT_NOEND if none; "complete" is
  * false when there are more due ones than the scan took.  With "overdue" only
- * if it has waited for so long that it comes before what is in the rings, or
+ * if it has waited for so long that it comes before what is in the lanes, or
  * these, never empty under load, would keep it waiting for ever.  "goes_on"
  * tells whether it is to go on where my last one ended.
  */

@@ -456,6 +456,13 @@ read_exclusive_until(SagaStepInput *step, const char *field,
 }
 
 static void
+read_concurrency(SagaStepInput *step, const char *field,
+				 const JsonbValue *value)
+{
+	step->concurrency = count_field(value, field, step->where, INT32_MAX);
+}
+
+static void
 read_exclusive_timeout(SagaStepInput *step, const char *field,
 					   const JsonbValue *value)
 {
@@ -545,7 +552,8 @@ static const struct
 	{"recoveries", ANY, read_recoveries},
 	{"exclusive", LOCAL | CHILD, read_exclusive},
 	{"exclusive_until", LOCAL | CHILD, read_exclusive_until},
-	{"exclusive_timeout", LOCAL | CHILD, read_exclusive_timeout}
+	{"exclusive_timeout", LOCAL | CHILD, read_exclusive_timeout},
+	{"concurrency", LOCAL | CHILD, read_concurrency}
 };
 
 /* What makes steps of this kind. */

@@ -42,6 +42,7 @@ typedef struct SagaStepInput
 	const char *and_then;
 	const char *exclusive;
 	const char *exclusive_until;
+	int			concurrency;	/* 0 = not given */
 	int64		exclusive_timeout;	/* -1 = not given; so the next two */
 	int64		delay;			/* of a timer */
 	int64		signal_timeout;

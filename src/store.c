@@ -317,7 +317,7 @@ insert_saga(const NewSaga *new)
 	table = saga_table_open(SAGA_TABLE_SAGA, names->slot, RowExclusiveLock);
 	saga_table_insert(table, values, nulls);
 	saga_table_close(table);
-	saga_wake_at_commit(role, new->id, names->slot, false);
+	saga_wake_at_commit(role, new->id, names->slot, new->definition->id, false);
 }
 
 int64
@@ -598,6 +598,7 @@ read_saga(TupleTableSlot *slot)
 	saga->suspect = saga->ref.suspect;
 	saga->turn = DatumGetInt32(values[SAGA_TURN]);
 	saga->definition_id = DatumGetInt32(values[SAGA_DEFINITION_ID]);
+	saga->ref.definition = saga->definition_id;
 	saga->parent_id = get_id(slot, SAGA_PARENT_ID);
 	saga->parent_step = saga->parent_element = -1;
 	saga->root_id = saga->ref.id;
@@ -1048,7 +1049,7 @@ lock_saga(Locking *locking, Saga **saga, const SagaRef *ref, bool *reload,
 	if (!saga_table_lock(table, locking->snapshot, ref->id) ||
 		!row_is_ours(table->slot, locking->role, locking->role_name))
 		return;
-	if (known != NULL &&
+	if (known != NULL && !known->stale &&
 		known->turn == DatumGetInt32(table->slot->tts_values[SAGA_TURN]))
 	{
 		MemoryContext caller = MemoryContextSwitchTo(known->memory);
@@ -1569,6 +1570,8 @@ save_row(SagaTables *tables, Saga *saga, TimestampTz now)
 	replace[SAGA_FINISHED_AT] = final;
 	values[SAGA_TURN] = Int32GetDatum(saga->turn + 1);
 	replace[SAGA_TURN] = true;
+	values[SAGA_DEFINITION_ID] = Int32GetDatum(saga->definition_id);
+	replace[SAGA_DEFINITION_ID] = true;
 	values[SAGA_STATUS] = ObjectIdGetDatum(names->status[saga->state.status]);
 	replace[SAGA_STATUS] = true;
 	values[SAGA_STEP] = Int16GetDatum(saga->step);
@@ -1582,9 +1585,11 @@ save_row(SagaTables *tables, Saga *saga, TimestampTz now)
 	values[SAGA_RELEASED] = BoolGetDatum(saga->state.released);
 	replace[SAGA_RELEASED] = true;
 	/* those of a saga that is broken are left as they are */
-	if (saga->broken == NULL && saga->definition->rules.has_savepoints)
+	if (saga->broken == NULL &&
+		(saga->definition->rules.has_savepoints || saga->stale))
 	{
-		ArrayType  *recoveries = recoveries_to_array(saga);
+		ArrayType  *recoveries = saga->definition->rules.has_savepoints ?
+			recoveries_to_array(saga) : NULL;
 
 		values[SAGA_RECOVERIES] = PointerGetDatum(recoveries);
 		nulls[SAGA_RECOVERIES] = recoveries == NULL;
@@ -1662,6 +1667,254 @@ saga_store_save(Saga **sagas, int n)
 }
 
 
+/* ---- another version ----------------------------------------------------- */
+
+/*
+ * Positions are part of primary keys, and those of one saga may change places:
+ * so they go through negative numbers.
+ */
+static SagaStatement renumber_steps[] = {
+	{"UPDATE saga.step t SET step = -1 - m.position"
+		" FROM pg_catalog.unnest($3) WITH ORDINALITY m(position, n)"
+		" WHERE t.saga_id = $1 AND t.slot = $2 AND t.step = m.n - 1"
+		" AND t.step <> m.position",
+	3, {INT8OID, INT2OID, INT2ARRAYOID}, NULL},
+	{"UPDATE saga.step t SET step = -1 - t.step"
+		" WHERE t.saga_id = $1 AND t.slot = $2 AND t.step < 0",
+	2, {INT8OID, INT2OID}, NULL},
+	{"UPDATE saga.attempt t SET step = -1 - m.position"
+		" FROM pg_catalog.unnest($3) WITH ORDINALITY m(position, n)"
+		" WHERE t.saga_id = $1 AND t.slot = $2 AND t.step = m.n - 1"
+		" AND t.step <> m.position",
+	3, {INT8OID, INT2OID, INT2ARRAYOID}, NULL},
+	{"UPDATE saga.attempt t SET step = -1 - t.step"
+		" WHERE t.saga_id = $1 AND t.slot = $2 AND t.step < 0",
+	2, {INT8OID, INT2OID}, NULL},
+	/* what was to be given back with a step that is gone is with the saga's end */
+	{"UPDATE saga.lock l SET step = $3[l.step + 1],"
+		" until_step = NULLIF($3[l.until_step + 1], -1)"
+		" WHERE l.saga_id = $1 AND l.slot = $2",
+	3, {INT8OID, INT2OID, INT2ARRAYOID}, NULL}
+};
+static SagaStatement find_lock_steps = {
+	"SELECT DISTINCT l.step FROM saga.lock l"
+	" WHERE l.saga_id = $1 AND l.slot = $2 AND l.step IS NOT NULL",
+	2, {INT8OID, INT2OID}, NULL
+};
+
+typedef struct Traces
+{
+	int			nsteps;
+	uint8	   *traces;
+} Traces;
+
+static void
+note_trace(TupleTableSlot *slot, void *arg)
+{
+	Traces	   *traces = arg;
+	int			step = DatumGetInt16(slot->tts_values[STEP_STEP]);
+
+	if (step >= 0 && step < traces->nsteps)
+		traces->traces[step] |= SAGA_TRACE_OPERATION;
+}
+
+void
+saga_store_find_traces(const Saga *saga, uint8 *traces)
+{
+	SagaTables	tables = {.lockmode = AccessShareLock};
+	Traces		arg = {saga->state.nsteps, traces};
+	Datum		values[2] = {Int64GetDatum(saga->ref.id),
+	Int16GetDatum(saga->ref.slot)};
+	SagaOwnerSwitch owner;
+	uint64		n;
+
+	look_up_names();
+	saga_table_scan(saga_tables_get(&tables, SAGA_TABLE_STEP, saga->ref.slot),
+					saga_tables_push_snapshot(), saga->ref.id, note_trace, &arg);
+	PopActiveSnapshot();
+	saga_tables_close(&tables);
+	saga_owner_enter(&owner);
+	n = saga_statement_run(&find_lock_steps, values, NULL, false, 0);
+	for (uint64 i = 0; i < n; i++)
+	{
+		bool		isnull;
+		int			step = DatumGetInt16(saga_statement_datum(i, 1, &isnull));
+
+		if (step >= 0 && step < saga->state.nsteps)
+			traces[step] |= SAGA_TRACE_LOCK;
+	}
+	saga_owner_leave(&owner);
+}
+
+/* What is not stored of an operation is as if it had just been loaded. */
+static void
+forget_gate(SagaOpState *op)
+{
+	if (op->gate == SAGA_GATE_QUEUED)
+		op->due_at = op->status == SAGA_OP_WAITING ? GetCurrentTimestamp() : 0;
+	op->gate = SAGA_GATE_CLOSED;
+	op->changed = false;
+}
+
+/*
+ * The elements of one step.  Those of a foreach step that has not begun are
+ * left to be found again, unless there are none: then it has been passed.
+ */
+static void
+translate_step(const Saga *saga, Saga *translated, int from, int to)
+{
+	const SagaStepState *old = &saga->state.steps[from];
+	SagaStepState *new = &translated->state.steps[to];
+	bool		any = false;
+
+	if (old->nelements < 0)
+		return;
+	for (int i = 0; i < old->nelements; i++)
+		for (int op = 0; op < SAGA_NOPERATION; op++)
+			any |= saga->ops[from][i][op].stored;
+	if (!any && (saga->definition->rules.steps[from].foreach ||
+				 translated->definition->rules.steps[to].foreach))
+	{
+		const char *path = saga->definition->steps[from].foreach.text;
+		const char *there = translated->definition->steps[to].foreach.text;
+
+		if (old->nelements > 0 || path == NULL || there == NULL ||
+			strcmp(path, there) != 0)
+			return;
+	}
+	new->nelements = old->nelements;
+	new->elements = palloc(Max(old->nelements, 1) * sizeof(SagaElementState));
+	memcpy(new->elements, old->elements,
+		   old->nelements * sizeof(SagaElementState));
+	for (int i = 0; i < new->nelements; i++)
+		for (int op = 0; op < SAGA_NOPERATION; op++)
+			forget_gate(&new->elements[i].op[op]);
+	translated->ops[to] = saga->ops[from];
+	translated->results[to] = saga->results[from];
+	translated->elements[to] = saga->elements[from];
+}
+
+Saga *
+saga_store_translate(const Saga *saga, const SagaDefinition *target,
+					 const int16 *map)
+{
+	Saga	   *translated = palloc(sizeof(Saga));
+
+	*translated = *saga;
+	translated->definition = target;
+	translated->definition_id = target->id;
+	translated->state.recoveries = NULL;
+	prepare_memory(translated);
+	translated->state.goal = -1;
+	translated->step = 0;
+	for (int step = 0; step < saga->state.nsteps; step++)
+	{
+		int			to = map[step];
+
+		if (to < 0)
+			continue;
+		translate_step(saga, translated, step, to);
+		if (saga->state.recoveries != NULL &&
+			translated->state.recoveries != NULL)
+			translated->state.recoveries[to] = saga->state.recoveries[step];
+		if (saga->state.goal == step)
+			translated->state.goal = to;
+		if (saga->step == step)
+			translated->step = to;
+	}
+	for (int step = 0; step < target->rules.nsteps; step++)
+		translated->rounds[step] = saga_machine_round(&target->rules,
+													  &translated->state, step);
+	return translated;
+}
+
+void
+saga_store_move(Saga *saga, const Saga *translated, const int16 *map)
+{
+	int			n = saga->state.nsteps;
+	Datum	   *positions = palloc(n * sizeof(Datum));
+	bool		same = true;
+	Datum		values[3];
+	SagaOwnerSwitch owner;
+
+	Assert(GetCurrentTransactionNestLevel() == 1);
+	Assert(saga->branch == NULL && !saga->changed);
+	for (int i = 0; i < n; i++)
+	{
+		positions[i] = Int16GetDatum(map[i]);
+		same &= map[i] == i;
+	}
+	values[0] = Int64GetDatum(saga->ref.id);
+	values[1] = Int16GetDatum(saga->ref.slot);
+	values[2] = PointerGetDatum(construct_array(positions, n, INT2OID,
+												sizeof(int16), true,
+												TYPALIGN_SHORT));
+	if (!same)
+	{
+		saga_owner_enter(&owner);
+		for (size_t i = 0; i < lengthof(renumber_steps); i++)
+			(void) saga_statement_run(&renumber_steps[i], values, NULL, false, 0);
+		saga_owner_leave(&owner);
+	}
+	*saga = *translated;
+	saga->changed = saga->stale = true;
+}
+
+/* Of "role" as in the views: in a restored dump the name has to match too. */
+static SagaStatement count_at_steps = {
+	"SELECT pg_catalog.jsonb_object_agg(x.name, x.sagas) FROM ("
+	"SELECT v.steps -> c.step::integer ->> 'name' AS name,"
+	"  pg_catalog.sum(c.sagas) AS sagas FROM ("
+	"SELECT p.definition_id, p.step, pg_catalog.count(*) AS sagas FROM ("
+	"SELECT s.definition_id, s.id, s.step FROM saga.saga s"
+	" WHERE s.due_at IS NOT NULL AND s.definition_id = ANY (ARRAY("
+	"  SELECT w.id FROM saga.definition_version w WHERE w.name = $1))"
+	" AND ($3 OR pg_catalog.pg_has_role($2, s.role, 'USAGE')"
+	"  AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)"
+	"       OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))"
+	" UNION "
+	"SELECT s.definition_id, s.id, t.step FROM saga.saga s"
+	" JOIN saga.step t ON t.saga_id = s.id AND t.slot = s.slot"
+	"  AND t.status IN ('running', 'waiting')"
+	" WHERE s.due_at IS NOT NULL AND s.definition_id = ANY (ARRAY("
+	"  SELECT w.id FROM saga.definition_version w WHERE w.name = $1))"
+	" AND ($3 OR pg_catalog.pg_has_role($2, s.role, 'USAGE')"
+	"  AND (s.role_name = pg_catalog.pg_get_userbyid(s.role)"
+	"       OR s.coordinator = (SELECT c.id FROM saga.coordinator c)))"
+	") p GROUP BY 1, 2) c"
+	" JOIN saga.definition_version v ON v.id = c.definition_id"
+	" GROUP BY 1) x WHERE x.name IS NOT NULL",
+	3, {TEXTOID, OIDOID, BOOLOID}, NULL
+};
+
+Jsonb *
+saga_store_count_at_steps(const char *definition, Oid role, bool sees_all)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Datum		values[3];
+	SagaOwnerSwitch owner;
+	Jsonb	   *counts = NULL;
+	Datum		value;
+	bool		isnull;
+
+	values[0] = CStringGetTextDatum(definition);
+	values[1] = ObjectIdGetDatum(role);
+	values[2] = BoolGetDatum(sees_all);
+	saga_owner_enter(&owner);
+	(void) saga_statement_run(&count_at_steps, values, NULL, false, 0);
+	value = saga_statement_datum(0, 1, &isnull);
+	if (!isnull)
+	{
+		MemoryContext old = MemoryContextSwitchTo(caller);
+
+		counts = DatumGetJsonbPCopy(value);
+		MemoryContextSwitchTo(old);
+	}
+	saga_owner_leave(&owner);
+	return counts;
+}
+
+
 /* ---- branches ------------------------------------------------------------ */
 
 /*
@@ -1695,7 +1948,8 @@ saga_store_hand_out(const Saga *saga, const SagaTask *task,
 	table = saga_table_open(SAGA_TABLE_BRANCH, 0, RowExclusiveLock);
 	saga_table_insert(table, values, nulls);
 	saga_table_close(table);
-	saga_wake_at_commit(saga->role, id, SAGA_BRANCH_SLOT, false);
+	saga_wake_at_commit(saga->role, id, SAGA_BRANCH_SLOT, saga->definition_id,
+						false);
 }
 
 void
@@ -1725,7 +1979,7 @@ saga_store_is_request(const char *kind)
 {
 	SagaEventKind event;
 
-	return strcmp(kind, "signal") == 0 ||
+	return strcmp(kind, "signal") == 0 || strcmp(kind, "migrate") == 0 ||
 		(saga_event_parse(kind, &event) && event >= SAGA_EVENT_CANCEL);
 }
 
@@ -1757,7 +2011,7 @@ insert_message(const SagaRef *ref, Oid role, const char *kind,
 	table = saga_table_open(SAGA_TABLE_MESSAGE, 0, RowExclusiveLock);
 	saga_table_insert(table, values, nulls);
 	saga_table_close(table);
-	saga_wake_at_commit(role, ref->id, ref->slot, true);
+	saga_wake_at_commit(role, ref->id, ref->slot, ref->definition, true);
 }
 
 void
@@ -1787,7 +2041,8 @@ saga_store_post_to(int64 saga_id, const char *kind, const char *step,
 		Datum	   *values = table->slot->tts_values;
 		SagaRef		ref = {
 			.id = saga_id,
-			.slot = DatumGetInt16(values[SAGA_SLOT])
+			.slot = DatumGetInt16(values[SAGA_SLOT]),
+			.definition = DatumGetInt32(values[SAGA_DEFINITION_ID])
 		};
 
 		insert_message(&ref, DatumGetObjectId(values[SAGA_ROLE]), kind, step,
@@ -1814,11 +2069,25 @@ saga_store_serialize_signals(int64 saga_id)
 /* ---- what is due -------------------------------------------------------- */
 
 static SagaStatement find_due = {
-	"SELECT s.id, s.slot, s.suspect, s.due_at FROM saga.saga s"
+	"SELECT s.id, s.slot, s.suspect, s.definition_id, s.due_at FROM saga.saga s"
 	" WHERE s.role = $1 AND s.due_at <= $2 AND (s.due_at, s.id) > ($3, $4)"
 	" AND s.coordinator = $5 AND s.role_name = $6"
 	" ORDER BY s.due_at, s.id LIMIT 4096",
 	6, {OIDOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT8OID, UUIDOID, TEXTOID}, NULL
+};
+/* Backwards: the last row, if there are so many, is where the next look begins.
+ * The plain comparison is for the index, which leaves out what is not due. */
+static SagaStatement find_due_of_others = {
+	"WITH w AS MATERIALIZED ("
+	"SELECT s.id, s.slot, s.suspect, s.definition_id, s.due_at FROM saga.saga s"
+	" WHERE s.role = $1 AND (s.due_at, s.id) > ($2, $3)"
+	" AND s.due_at <= $4 AND (s.due_at, s.id) < ($4, $5)"
+	" AND s.coordinator = $6 AND s.role_name = $7"
+	" ORDER BY s.due_at DESC, s.id DESC LIMIT 2048)"
+	" (SELECT w.*, false FROM w WHERE w.definition_id <> ALL ($8) LIMIT $9)"
+	" UNION ALL (SELECT w.*, true FROM w OFFSET 2047)",
+	9, {OIDOID, TIMESTAMPTZOID, INT8OID, TIMESTAMPTZOID, INT8OID, UUIDOID,
+	TEXTOID, INT4ARRAYOID, INT8OID}, NULL
 };
 static SagaStatement find_next_due = {
 	"SELECT s.due_at FROM saga.saga s"
@@ -1899,6 +2168,24 @@ next_due_of_role(Oid role, TimestampTz now)
 	return DatumGetTimestampTz(saga_statement_datum(0, 1, &isnull));
 }
 
+/* Put the sagas that a statement has returned into "refs". */
+static void
+return_due(SagaRef *refs, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		refs[i] = (SagaRef)
+		{
+			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
+			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull)),
+			.suspect = DatumGetBool(saga_statement_datum(i, 3, &isnull)),
+			.definition = DatumGetInt32(saga_statement_datum(i, 4, &isnull))
+		};
+	}
+}
+
 int
 saga_store_find_due(SagaDuePosition *position, SagaRef *refs, int max,
 					bool *complete, TimestampTz *next_due)
@@ -1922,18 +2209,14 @@ saga_store_find_due(SagaDuePosition *position, SagaRef *refs, int max,
 	values[5] = CStringGetTextDatum(GetUserNameFromId(role, false));
 	saga_owner_enter(&owner);
 	n = (int) saga_statement_run(&find_due, values, NULL, false, max);
-	for (int i = 0; i < n; i++)
+	return_due(refs, n);
+	if (n > 0)
 	{
 		bool		isnull;
 
-		refs[i] = (SagaRef)
-		{
-			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
-			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull)),
-			.suspect = DatumGetBool(saga_statement_datum(i, 3, &isnull))
-		};
-		position->due_at = DatumGetTimestampTz(saga_statement_datum(i, 4, &isnull));
-		position->id = refs[i].id;
+		position->due_at =
+			DatumGetTimestampTz(saga_statement_datum(n - 1, 5, &isnull));
+		position->id = refs[n - 1].id;
 	}
 	*complete = n < max && n < 4096;
 	if (*complete)
@@ -1942,6 +2225,56 @@ saga_store_find_due(SagaDuePosition *position, SagaRef *refs, int max,
 		position->id = 0;
 		*next_due = next_due_of_role(role, now);
 	}
+	saga_owner_leave(&owner);
+	return n;
+}
+
+int
+saga_store_find_due_of_others(const SagaDuePosition *after,
+							  SagaDuePosition *before,
+							  const int32 *definitions, int ndefinitions,
+							  SagaRef *refs, int max)
+{
+	Oid			role = GetUserId();
+	Datum		values[9];
+	Datum	   *ids = palloc(ndefinitions * sizeof(Datum));
+	SagaOwnerSwitch owner;
+	bool		isnull;
+	int			n;
+	int			last;
+
+	look_up_names();
+	if (saga_tables_is_copy())
+		return 0;
+	for (int i = 0; i < ndefinitions; i++)
+		ids[i] = Int32GetDatum(definitions[i]);
+	values[0] = ObjectIdGetDatum(role);
+	values[1] = TimestampTzGetDatum(after->due_at);
+	values[2] = Int64GetDatum(after->id);
+	values[3] = TimestampTzGetDatum(before->due_at);
+	values[4] = Int64GetDatum(before->id);
+	values[5] = UUIDPGetDatum(&names->coordinator);
+	values[6] = CStringGetTextDatum(GetUserNameFromId(role, false));
+	values[7] = PointerGetDatum(construct_array(ids, ndefinitions, INT4OID,
+												sizeof(int32), true,
+												TYPALIGN_INT));
+	values[8] = Int64GetDatum(max);
+	saga_owner_enter(&owner);
+	n = (int) saga_statement_run(&find_due_of_others, values, NULL, false, 0);
+	last = n - 1;
+	/* where it ended is a row of its own, unless "max" ended it */
+	if (n > 0 && DatumGetBool(saga_statement_datum(last, 6, &isnull)))
+		n--;
+	if (n == max)
+		last = n - 1;
+	before->due_at = DT_NOBEGIN;
+	if (n == max || last == n)
+	{
+		before->due_at =
+			DatumGetTimestampTz(saga_statement_datum(last, 5, &isnull));
+		before->id = DatumGetInt64(saga_statement_datum(last, 1, &isnull));
+	}
+	return_due(refs, n);
 	saga_owner_leave(&owner);
 	return n;
 }

@@ -34,6 +34,8 @@ typedef struct SagaOpRow
 	TimestampTz finished_at;	/* 0 = not ended */
 	int64		child_id;		/* of an action: the child that was begun; 0 =
 								 * none */
+	bool		lacks_place;	/* of one that is QUEUED: for a place in its
+								 * step, not for a lock.  Not stored */
 	Jsonb	   *result;
 	Jsonb	   *error;			/* of the last attempt that failed */
 } SagaOpRow;
@@ -133,6 +135,7 @@ typedef struct Saga
 
 	/* what saga_store_save() is to write */
 	bool		changed;
+	bool		stale;			/* once it is saved, memory no longer counts */
 	bool		suspect;
 	int			step;
 	TimestampTz due_at;			/* DT_NOEND: only somebody can move it */
@@ -142,7 +145,7 @@ typedef struct Saga
 	List	   *messages;		/* of SagaMessage: all that were read */
 } Saga;
 
-/* Whose messages the history keeps: "cancel" ... and "signal". */
+/* Whose messages the history keeps: "cancel" ..., "migrate" and "signal". */
 extern bool saga_store_is_request(const char *kind);
 
 /*
@@ -165,6 +168,34 @@ extern void saga_store_settle_results(Saga *saga);
  * the machine forgets them; and after it: forget them here too. */
 extern void saga_store_save_operations(Saga *saga);
 extern void saga_store_forget_round(Saga *saga);
+
+/*
+ * For migrate.c.  "map" gives the positions of steps in the target by their
+ * positions now; -1 = it is none of its steps.
+ *
+ * saga_store_find_traces() sets "traces" of those steps that have rows of
+ * operations, of any round, or of locks.
+ */
+#define SAGA_TRACE_OPERATION	1
+#define SAGA_TRACE_LOCK			2
+
+extern void saga_store_find_traces(const Saga *saga, uint8 *traces);
+
+/* The saga as it would be loaded if it were of that version; nothing is known
+ * yet of what the machine thinks of it.  In CurrentMemoryContext. */
+extern Saga *saga_store_translate(const Saga *saga,
+								  const SagaDefinition *target,
+								  const int16 *map);
+
+/* Renumber all rows of a locked saga but its own, and make it "translated",
+ * which saga_store_save() then writes. */
+extern void saga_store_move(Saga *saga, const Saga *translated,
+							const int16 *map);
+
+/* How many sagas of a definition that have not ended, and that "role" sees
+ * ("sees_all": any), are at each step: an object with the steps' names. */
+extern Jsonb *saga_store_count_at_steps(const char *definition, Oid role,
+										bool sees_all);
 
 /* The state of a saga for one that only looks, or NULL. */
 extern Saga *saga_store_peek(int64 id);
@@ -259,6 +290,15 @@ typedef struct SagaDuePosition
 extern int	saga_store_find_due(SagaDuePosition *position, SagaRef *refs,
 								int max, bool *complete,
 								TimestampTz *next_due);
+
+/* Likewise between two positions, of none of these definitions, the last ones
+ * first.  Reads a limited part of what is due, and moves "before" there; its
+ * due_at is DT_NOBEGIN when it has reached "after". */
+extern int	saga_store_find_due_of_others(const SagaDuePosition *after,
+										  SagaDuePosition *before,
+										  const int32 *definitions,
+										  int ndefinitions, SagaRef *refs,
+										  int max);
 
 /* The sagas of the role that have messages, by id after that one, at most max. */
 extern int	saga_store_find_messages(Oid role, int64 after, SagaRef *refs,

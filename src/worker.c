@@ -174,7 +174,8 @@ static void
 work(MemoryContext turn_context)
 {
 	SagaRef    *refs = MemoryContextAlloc(TopMemoryContext,
-										  SCAN_SIZE * sizeof(SagaRef));
+										  (SCAN_SIZE + SAGA_SCAN_BEYOND) *
+										  sizeof(SagaRef));
 	TimestampTz end_of_life = GetCurrentTimestamp() + LIFETIME;
 	TimestampTz idle_since = 0;
 

@@ -1269,7 +1269,12 @@ my @checks = (
 		          WHERE s.saga_id = q.saga_id AND s.step = c.parent_step AND s.element = c.parent_element
 		            AND s.operation = 'action' AND s.status = 'succeeded' AND NOT s.surplus
 		            AND s.child_id = c.saga_id AND s.round = r.round)
-		      THEN 'completed' ELSE 'compensated' END}
+		      THEN 'completed' ELSE 'compensated' END
+		    -- behind the pivot nothing is undone, so what a quorum did without may stay
+		    AND NOT (c.status = 'completed' AND q.status = 'completed' AND EXISTS (SELECT FROM s
+		          JOIN def d ON d.definition = q.definition AND d.pivot
+		          JOIN before b ON b.definition = q.definition AND b.earlier = d.step AND b.later = s.step
+		          WHERE s.saga_id = q.saga_id AND s.step = c.parent_step AND s.surplus AND s.child_id = c.saga_id))}
 	],
 	[
 		'child out of order', 'What a child does comes after what is before its step, and before what is after it; undone it is in between.',

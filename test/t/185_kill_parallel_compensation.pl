@@ -11,7 +11,7 @@
 #	before the effects of two compensations, both in hand
 #	after them, in the operations
 #	after them, in the operations' deferred triggers
-#	in one, when the other has been done and recorded
+#	in one, when the other has been done, and what came after that
 #	in the second row of compensations, both in hand
 #	in the last one, which waited for all others
 #	before the operations for other workers are written down
@@ -106,16 +106,16 @@ WHERE a.backend_type = 'saga worker' AND a.wait_event_type = 'Lock'
 ORDER BY w.step
 EOS
 
+# Those whose effect has been committed.
 sub undone
 {
 	my ($id) = @_;
 
-	return "SELECT count(*) FROM saga.step WHERE saga_id = $id "
-	  . "AND operation = 'compensation' AND status = 'succeeded'";
+	return "SELECT count(*) FROM effect WHERE saga_id = $id AND operation = 'compensation'";
 }
 
 # [window, what the gate holds, workers that wait then, compensations that have
-# been recorded then, whether the workers are in an operation]
+# had their effect then, whether the workers are in an operation]
 my @windows = (
 	[ 'before the effects of two compensations', gates(1, 'c1', 'c2'), 2, undef, 1 ],
 	[ 'after the effects of two compensations', gates(2, 'c1', 'c2'), 2, undef, 1 ],
@@ -124,7 +124,7 @@ my @windows = (
 		gates(3, 'c1', 'c2'), 2, undef, 1
 	],
 	[
-		'in one compensation, when others have been recorded',
+		'in one compensation, when all that can be have been done',
 		gates(1, 'c1'), 1, 3, 1
 	],
 	[ '... and the other way round', gates(2, 'c2'), 1, 3, 1 ],
@@ -198,14 +198,14 @@ foreach my $way ('TERM', 'KILL', 'TERM to all')
 {
 	foreach my $window (@windows)
 	{
-		my ($name, $locks, $waits, $recorded, $inside) = @$window;
+		my ($name, $locks, $waits, $before, $inside) = @$window;
 		my $what = "$name, by SIG$way";
 		my $id   = begin_saga();
 
 		shut_gate($node, 'gate', $locks);
 		$node->safe_psql('postgres', "INSERT INTO go VALUES ($id)");
-		poll_sql($node, undone($id), $recorded, "$recorded compensations before, $what")
-		  if defined $recorded;
+		poll_sql($node, undone($id), $before, "$before compensations before, $what")
+		  if defined $before;
 		# not those that only try whether they have to wait, in a batch
 		my @waiting = split /\n/,
 		  poll_sql($node, $waiting, qr/^([^\n]+(\n|$)){$waits}$/,
