@@ -197,12 +197,13 @@ set_ready(Saga *saga)
 
 /* Nothing to do now: final, or it waits. */
 static void
-settle(SagaMember *member, const SagaTodo *todo)
+settle(const SagaRun *run, SagaMember *member, const SagaTodo *todo)
 {
 	Saga	   *saga = member->saga;
 
-	/* not before the locks that it waits for have been asked for again */
-	member->active = member->asks_again;
+	/* not before the locks that it waits for have been asked for again, and the
+	 * answer is there */
+	member->active = member->asks_again || (member->asks && !run->answering);
 	if (todo->step >= 0)
 		saga->step = todo->step;
 	set_wait(saga, todo->due_at == SAGA_TIME_NEVER ? DT_NOEND : todo->due_at,
@@ -1496,7 +1497,7 @@ go_on(SagaRun *run, SagaMember *member)
 			turn_forward(run, member);
 		else if (todo.ntasks == 0)
 		{
-			settle(member, &todo);
+			settle(run, member, &todo);
 			return;
 		}
 		else if (!do_tasks(run, member, tasks, todo.ntasks))
