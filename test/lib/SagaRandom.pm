@@ -1311,7 +1311,8 @@ my @checks = (
 		          SELECT d.whole, p.n1, NULL FROM pair_of p JOIN def d ON d.definition = p.definition
 		          WHERE p.saga_id = g.saga_id AND d.whole IS NOT NULL) h
 		      CROSS JOIN LATERAL (SELECT g.input ->> h.path AS name) l
-		      GROUP BY 1, 2, 3)
+		      -- what is given back with a step may be asked for again
+		      GROUP BY 1, 2, 3, CASE WHEN h.until IS NOT NULL THEN h.n1 END)
 		  SELECT p.saga_id, p.name, p.n1, p.n2, q.saga_id AS other, q.n1 AS o1, q.n2 AS o2
 		  FROM held p JOIN held q ON q.name = p.name AND q.root_id > p.root_id
 		      AND q.n1 <= p.n2 AND p.n1 <= q.n2}
@@ -1345,7 +1346,7 @@ my @checks = (
 		'back without a cause', 'A saga goes back when a step failed for good, a person or its parent wants it, or it waited in a circle.',
 		q{SELECT g.saga_id, g.sqlstate FROM g
 		  WHERE g.status = 'compensated' AND g.parent_id IS NULL
-		    AND COALESCE(g.sqlstate, '') <> 'SG024'
+		    AND COALESCE(g.sqlstate, '') NOT IN ('SG023', 'SG024')
 		    AND NOT EXISTS (SELECT FROM asked WHERE asked.saga_id = g.saga_id AND asked.verb = 'cancel')
 		    AND NOT EXISTS (SELECT FROM a JOIN def d ON d.definition = g.definition AND d.step = a.step
 		        WHERE a.saga_id = g.saga_id AND a.operation = 'action'

@@ -6,7 +6,7 @@
 # The definitions, inputs and failures are a function of the seed, when
 # something is killed is not.
 #
-#	SAGA_SEED     the seed, if it is not to be another one each time
+#	SAGA_SEED     the seed, if it is not to be the same one each time
 #	SAGA_RANDOM   how many definitions (2000)
 use strict;
 use warnings;
@@ -19,7 +19,7 @@ use SagaTest;
 use Test::More;
 use Time::HiRes qw(time usleep);
 
-my $seed   = $ENV{SAGA_SEED}   || time() * 1000 % 1_000_000_007;
+my $seed   = $ENV{SAGA_SEED}   || 12;
 my $n      = $ENV{SAGA_RANDOM} || 2000;
 my $random = SagaRandom->new($seed);
 
