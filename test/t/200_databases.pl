@@ -227,7 +227,9 @@ is( $node->safe_psql('copy', "SELECT count(*) FROM saga.sagas WHERE status = 'ru
 is($node->safe_psql('copy', 'SELECT count(*) FROM app.effect'),
 	$effects, '... nor has any step run');
 is($node->safe_psql('copy', 'CALL saga.adopt()'), "$left|{}", 'CALL saga.adopt() takes them over');
-wait_all_final($node, dbname => 'copy');
+# the wake-up is a hint: should it meet a look that has just begun, the next one
+# is a minute later
+wait_all_final($node, dbname => 'copy', timeout => 180);
 is( $node->safe_psql('copy', "SELECT count(*) = 2 * (SELECT count(*) FROM saga.sagas WHERE definition = 'work') FROM app.effect"),
 	't', '... and they go on to their end');
 begin('copy', 'work', 100);
