@@ -168,7 +168,15 @@ saga_tables_label(const Oid *labels, int n, Datum value)
 bool
 saga_tables_is_copy(void)
 {
-	return names.coordinator_database != MyDatabaseId;
+	if (saga_tables_names()->coordinator_database == MyDatabaseId)
+		return false;
+
+	/*
+	 * saga.adopt() wakes others before its invalidations are sent: who finds a
+	 * copy looks again.
+	 */
+	valid = false;
+	return saga_tables_names()->coordinator_database != MyDatabaseId;
 }
 
 bool
