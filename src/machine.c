@@ -32,11 +32,13 @@
  *					that too few can be good in the end
  *		broken		hopeless, and not for crashes alone: an action has FAILED
  *					otherwise
- *		unknown		an operation that may have had its effect though nobody
- *					said that it succeeded.  The machine clears that mark when
- *					the operation succeeds, is skipped or given up with no
- *					effect, and never sets it: that is for whoever hands
- *					operations out to others
+ *		unknown		an operation that may have had its effect, in this attempt
+ *					or an earlier one, though nobody said that it succeeded.
+ *					The machine never sets that mark: that is for whoever hands
+ *					operations out to others.  It clears it when the operation
+ *					succeeds, when a person skips it, and when the only attempt
+ *					there was is revoked.  No other outcome does: what is known
+ *					of an attempt says nothing of those before
  *		surplus		an action of a step that was done without it, and that has
  *					or may have had its effect all the same.  It is compensated
  *					at once: nothing depends on it
@@ -151,13 +153,15 @@
  *		failed otherwise		FAILED; failures + 1
  *		later					WAITING
  *		lost					crashes + 1; WAITING, and FAILED at the last one
- *		not taken				SKIPPED; but for a quorum that cannot be had
- *								  without it, or if it was attempted, FAILED,
- *								  failures + 1, and that counts: so there is
- *								  an operation to blame, and SKIPPED after an
- *								  attempt is what a person said
- *		revoked					PENDING if it was never attempted, else WAITING,
- *								due at once
+ *		not taken				SKIPPED; but if it is unknown, and for a quorum
+ *								  that cannot be had without it, or if it was
+ *								  attempted, FAILED, failures + 1, and that
+ *								  counts: so what it may have done is undone,
+ *								  there is an operation to blame, and SKIPPED
+ *								  after an attempt is what a person said
+ *		revoked					PENDING and not unknown if it was never
+ *								  attempted before, else WAITING, due at once,
+ *								  and as unknown as it is
  *	An action that comes back when nobody waits for it any more: in the reach
  *	of a saga that goes back it is FAILED in place of WAITING; in a step that
  *	was done without it SKIPPED in place of PENDING and WAITING, but surplus
@@ -1758,15 +1762,18 @@ take_loss(const SagaRetryPolicy *policy, SagaOpState *op,
 				 delay < MAX_LOST_DELAY ? delay : MAX_LOST_DELAY);
 }
 
-/* As if it had not been handed out. */
+/*
+ * As if it had not been handed out.  That it had no effect is said of this
+ * attempt only: an earlier one may have been lost.
+ */
 static void
 take_back(SagaOpState *op, const SagaEvent *event)
 {
 	postpone(op, event->now, 0);
-	op->unknown = false;
 	if (op->attempts > 0)
 		return;
 	op->status = SAGA_OP_PENDING;
+	op->unknown = false;
 	op->due_at = 0;
 }
 
@@ -2055,13 +2062,16 @@ outcome_is_expected(const SagaRules *rules, const SagaState *state,
 
 /*
  * Is this action, which has not ended, to be FAILED should it not be taken?
- * So it is where the quorum cannot be had without it; and where it would count
+ * So it is where it may have had its effect all the same, which SKIPPED would
+ * forget; where the quorum cannot be had without it; and where it would count
  * for the quorum if it were SKIPPED, which is for a person to say.
  */
 static bool
 is_wanted(const SagaStepRule *rule, const SagaStepState *step,
 		  const SagaOpState *action)
 {
+	if (action->unknown)
+		return true;
 	return rule->quorum > 0 && !step_is_done(rule, step) &&
 		(action->attempts > 0 ||
 		 count_possible(step) - 1 < count_needed(rule, step));

@@ -143,10 +143,12 @@ typedef struct SagaOpState
 {
 	SagaOpStatus status;
 	SagaGate	gate;			/* of an action; not stored */
-	bool		unknown;		/* it may have had its effect: RUNNING, WAITING
-								 * or FAILED only, never for a local function.
-								 * Set by who hands it out while it is RUNNING,
-								 * not by an event; see saga_machine_loaded() */
+	bool		unknown;		/* an attempt of it may have had its effect:
+								 * RUNNING, WAITING or FAILED only, never for a
+								 * local function.  Set by who hands it out
+								 * while it is RUNNING, not by an event; see
+								 * saga_machine_loaded().  It stays until the
+								 * operation succeeds or a person skips it */
 	bool		cancelled;		/* RUNNING: whoever has it was asked to give it
 								 * up */
 	bool		surplus;		/* an action that SUCCEEDED after the quorum had
@@ -243,8 +245,9 @@ typedef enum SagaEventKind
 								 * not a failure */
 	SAGA_EVENT_LOST,			/* the process ended during it: no effect */
 	SAGA_EVENT_NOT_TAKEN,		/* of an action: its condition is false */
-	SAGA_EVENT_REVOKED,			/* of a RUNNING one: given up with no effect, as
-								 * if it had not been handed out */
+	SAGA_EVENT_REVOKED,			/* of a RUNNING one: this attempt was given up
+								 * with no effect, as if it had not been handed
+								 * out; of earlier ones that says nothing */
 	/* what becomes of an operation without an attempt; likewise */
 	SAGA_EVENT_STARTED,			/* a ready one is RUNNING now, until due_at */
 	SAGA_EVENT_CANCELLED,		/* who has the RUNNING one was asked to give it

@@ -846,35 +846,35 @@ make_outcome(const Definition *d, Saga *s, const View *v,
 		op->surplus = true;
 }
 
+/* What is known of this attempt says nothing of those before. */
 static inline void
 make_revoked(const Definition *d, const Saga *s, const View *v,
 			 const SagaEvent *event, SagaOpState *op)
 {
-	bool		unneeded = event->operation == ACTION &&
-		is_unneeded(s, v, event->step);
-
+	if (op->attempts > 0)
+	{
+		make_another_attempt(d, s, v, event, op, 0);
+		return;
+	}
+	set_op(op, SAGA_OP_PENDING, 0);
 	op->unknown = false;
-	if (op->attempts == 0)
-		set_op(op, SAGA_OP_PENDING, 0);
-	else if (!unneeded)
-		set_op(op, SAGA_OP_WAITING, event->now);
-	else if (d->steps[event->step].quorum > 0 && v->done[event->step])
-		set_op(op, SAGA_OP_SKIPPED, 0);
-	else
-		set_op(op, SAGA_OP_FAILED, 0);
 }
 
 /*
- * The condition of a quorum's element is no success; and it must leave
- * something that a person can be asked about.
+ * A condition undoes nothing of what may have been done before it was asked.
+ * Of a quorum's element it is no success; and it must leave something that a
+ * person can be asked about.
  */
 static inline void
 make_not_taken(const Definition *d, const Saga *s, const View *v,
 			   const SagaEvent *event, SagaOpState *op)
 {
-	if (!v->done[event->step] && d->steps[event->step].quorum > 0 &&
+	bool		short_of = !v->done[event->step] &&
+		d->steps[event->step].quorum > 0 &&
 		(op->attempts > 0 ||
-		 count_chances(s, event->step) - 1 < count_needed(d, s, event->step)))
+		 count_chances(s, event->step) - 1 < count_needed(d, s, event->step));
+
+	if (op->unknown || short_of)
 	{
 		op->attempts++;
 		op->failures++;
@@ -1465,8 +1465,9 @@ judge_element(const Definition *d, const Saga *s, const View *v, int step,
 	if (has_begun(undo) && (!d->steps[step].has_compensation ||
 							!has_effect(action)))
 		return "P5: a compensation of what has none, or had no effect";
-	if (has_begun(undo) && action->status == SAGA_OP_RUNNING)
-		return "P5: a compensation while its action is out";
+	if (has_begun(undo) && (action->status == SAGA_OP_RUNNING ||
+							to_be_tried(action)))
+		return "P5: a compensation while its action is out, or to come";
 	if (has_begun(undo) && !action->surplus &&
 		(!s->state.backward || !v->concerned[step] || v->holds))
 		return "P5: a compensation past a pivot, or out of reach";
@@ -1625,6 +1626,22 @@ judge_state(const Definition *d, const Saga *s, const View *v)
  * ---------------------------------------------------------------------
  */
 
+/* What nobody knows stays so until somebody says that it is done. */
+static inline const char *
+judge_unknown(const SagaOpState *old, const SagaOpState *new, bool this_one,
+			  const SagaEvent *event)
+{
+	if (new->unknown && !old->unknown)
+		return "an event has made an outcome unknown";
+	if (!old->unknown || new->unknown || new->status == SAGA_OP_SUCCEEDED)
+		return NULL;
+	if (event->kind == SAGA_EVENT_SKIP && new->status == SAGA_OP_SKIPPED)
+		return NULL;
+	if (event->kind == SAGA_EVENT_REVOKED && this_one && old->attempts == 0)
+		return NULL;
+	return "P5: what may have had its effect is forgotten";
+}
+
 /* In the same round. */
 static inline const char *
 judge_op_change(const Definition *d, const Saga *before, const View *v,
@@ -1634,6 +1651,7 @@ judge_op_change(const Definition *d, const Saga *before, const View *v,
 	const SagaOpState *old = look_at(before, step, element, ACTION);
 	const SagaOpState *new = look_at(after, step, element, ACTION);
 	bool		this_one = event->step == step && event->element == element;
+	const char *wrong;
 	int			i;
 
 	for (i = 0; i < SAGA_NOPERATION; i++)
@@ -1643,6 +1661,10 @@ judge_op_change(const Definition *d, const Saga *before, const View *v,
 		const SagaOpState *n = look_at(after, step, element,
 									   (SagaOperation) i);
 
+		wrong = judge_unknown(o, n, this_one && (int) event->operation == i,
+							  event);
+		if (wrong != NULL)
+			return wrong;
 		if (ended_well(o) && o->status != n->status)
 			return "an operation that has ended goes on";
 		if (n->attempts < o->attempts || n->attempts > o->attempts + 1)
@@ -1666,13 +1688,10 @@ judge_op_change(const Definition *d, const Saga *before, const View *v,
 	if (!has_begun(old) && has_begun(new) &&
 		!may_compensate(d, before, v, step, element))
 		return "P5: a compensation acts that must not";
-	old = look_at(before, step, element, ACTION);
-	new = look_at(after, step, element, ACTION);
-	if (has_effect(old) && !has_effect(new) &&
-		!(this_one && (event->kind == SAGA_EVENT_REVOKED ||
-					   event->kind == SAGA_EVENT_NOT_TAKEN)) &&
-		event->kind != SAGA_EVENT_SKIP)
-		return "P5: what may have had its effect is forgotten";
+	if (has_begun(old) &&
+		look_at(before, step, element, ACTION)->attempts !=
+		look_at(after, step, element, ACTION)->attempts)
+		return "P5: an action acts after its compensation";
 	return NULL;
 }
 

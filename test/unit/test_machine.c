@@ -175,11 +175,16 @@ static const TableRow line_rows[] = {
 	{"running, first not taken", "n", {"RRURRtUUPnooA", "RtRtRtttttt"}},
 	{"running, pivot not taken", "ssn", {"DRKRRtvvPnooA", "DtRtRtttttt"}},
 	{"running, handed out", "h", {"RRURRtCCPnooA", "RRtRttttttt"}},
-	{"running, outcome unknown", "u", {"RCCRRtCCPnRRA", "RtRtRtttttt"}},
+	{"running, outcome unknown", "u", {"RCCRRtCCPnRRA", "CtRtRtttttt"}},
+	{"running, unknown and out again", "uh", {"RCCRRtCCPnooA", "CRtRttttttt"}},
+	{"running, unknown, then given up", "uhr",
+	{"RCCRRtCCPnRRA", "CtRtRtttttt"}},
 	{"running, at the pivot", "ss", {"RRCRRtCCPnooA", "RtRtRtttttt"}},
 	{"running, pivot waits", "ssf", {"RCCRRtCCPnRRA", "RtRtRtttttt"}},
 	{"running, pivot handed out", "ssh", {"RRCRRtvvPnooA", "RRtRttttttt"}},
-	{"running, pivot unknown", "ssu", {"RKKRRtvvPnRRA", "RtRtRtttttt"}},
+	{"running, pivot unknown", "ssu", {"RKKRRtvvPnRRA", "KtRtRtttttt"}},
+	{"running, pivot unknown, then given up", "ssuhr",
+	{"RKKRRtvvPnRRA", "KtRtRtttttt"}},
 	{"running, past the pivot", "sss", {"DRKRRtvvPnooA", "DtRtRtttttt"}},
 	{"running, waiting past the pivot", "sssf",
 	{"DKKRRtvvPnRDA", "DtRtRtttttt"}},
@@ -191,6 +196,13 @@ static const TableRow line_rows[] = {
 	{"compensating, two to undo", "ssF", {"CCKCCtbbPnooA", "ttCtttttttt"}},
 	{"compensating, first action out", "hc", {"CUUUUtbbPnooA", "UUtCttttttt"}},
 	{"compensating, second action out", "shc", {"CCCCCtbbPnooA", "CCtCttttttt"}},
+	{"compensating, unknown action out", "uhc",
+	{"CCCCCtbbPnooA", "CCtCttttttt"}},
+	{"compensating, unknown action given up", "uhcr",
+	{"UCKCCtbbPnooA", "ttCtttttttt"}},
+	{"compensating, unknown", "sFu", {"UKKCCtbbPnCUA", "ttCtttttttt"}},
+	{"compensating, unknown, then given up", "sFuhr",
+	{"UKKCCtbbPnCUA", "ttCtttttttt"}},
 	{"stuck after crashes", "xxx", {"ttttttUUknRRA", "ttttttttttt"}},
 	{"stuck after crashes, one done", "sxxx", {"ttttttCCknRRA", "ttttttttttt"}},
 	{"stuck after crashes past the pivot", "sssxxx",
@@ -208,7 +220,13 @@ static const TableRow line_rows[] = {
 	{"paused, one done", "sp", {"tttttppCpRppA", "ttttttttptt"}},
 	{"paused, waiting", "fp", {"tttttppUpRppA", "ttttPtttptt"}},
 	{"paused, handed out", "hp", {"PPPPPppCpRppA", "PPtPttttptt"}},
+	{"paused, unknown and out again", "uhp",
+	{"PPPPPppCpRppA", "PPtPttttptt"}},
+	{"paused, unknown, then given up", "uhpr",
+	{"tttttppCpRppA", "ttttPtttptt"}},
 	{"paused, pivot handed out", "sshp", {"PPPPPppvpRppA", "PPtPttttptt"}},
+	{"paused, unknown pivot given up", "ssuhpr",
+	{"tttttppvpRppA", "ttttttttptt"}},
 	{"paused past the pivot", "sssp", {"tttttppvpRppA", "ttttttttptt"}},
 	{"paused, last action came back", "ssshps",
 	{"tttttppvpDppA", "ttttttttptt"}},
@@ -1067,6 +1085,113 @@ test_handing_out(void)
 		   "handed out: nothing to undo of what was given up");
 }
 
+/* The first attempt was lost, and the second is out. */
+static void
+lose_first_attempt(const Definition *d, Saga *saga, int step, int element)
+{
+	apply_to(d, saga, SAGA_EVENT_STARTED, step, element, ACTION);
+	op_of(saga, step, element, ACTION)->unknown = true;
+	apply_to(d, saga, SAGA_EVENT_FAILED, step, element, ACTION);
+	apply_to(d, saga, SAGA_EVENT_STARTED, step, element, ACTION);
+}
+
+static void
+test_unknown(void)
+{
+	Definition	d;
+	Saga		saga;
+	const SagaOpState *action = &saga.pool[0].op[ACTION];
+
+	define_line(&d, 2, -1, 3);
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	lose_first_attempt(&d, &saga, 0, 0);
+	apply(&d, &saga, SAGA_EVENT_REVOKED, 0, ACTION);
+	tap_ok(action->unknown && attempts(&d, &saga, NOW, 0, ACTION, 2),
+		   "unknown: what is given up makes nothing known of what was before");
+	apply(&d, &saga, SAGA_EVENT_STARTED, 0, ACTION);
+	apply(&d, &saga, SAGA_EVENT_CANCEL, -1, ACTION);
+	tap_ok(names(&d, &saga, NOW, SAGA_TASK_REVOKE, 0, 0, ACTION) &&
+		   apply(&d, &saga, SAGA_EVENT_SUCCEEDED, 0, COMPENSATION) ==
+		   SAGA_VERDICT_STALE, "unknown: not compensated while it is out");
+	apply(&d, &saga, SAGA_EVENT_REVOKED, 0, ACTION);
+	tap_ok(action->status == SAGA_OP_FAILED && action->unknown &&
+		   attempts(&d, &saga, NOW, 0, COMPENSATION, 1) &&
+		   apply(&d, &saga, SAGA_EVENT_STARTED, 0, ACTION) ==
+		   SAGA_VERDICT_STALE,
+		   "unknown: then compensated, and not attempted again");
+	apply(&d, &saga, SAGA_EVENT_SUCCEEDED, 0, COMPENSATION);
+	tap_ok(saga.state.status == SAGA_STATUS_COMPENSATED && action->unknown,
+		   "unknown: which makes it undone");
+
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	lose_first_attempt(&d, &saga, 0, 0);
+	fail_for_good(&d, &saga, 0, ACTION);
+	tap_ok(action->unknown && attempts(&d, &saga, NOW, 0, COMPENSATION, 1),
+		   "unknown: a failure makes nothing known of what was before");
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	lose_first_attempt(&d, &saga, 0, 0);
+	apply(&d, &saga, SAGA_EVENT_NOT_TAKEN, 0, ACTION);
+	tap_ok(action->status == SAGA_OP_FAILED && action->unknown &&
+		   attempts(&d, &saga, NOW, 0, COMPENSATION, 1),
+		   "unknown: nor does a condition");
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	lose_first_attempt(&d, &saga, 0, 0);
+	apply(&d, &saga, SAGA_EVENT_SUCCEEDED, 0, ACTION);
+	tap_ok(!action->unknown && attempts(&d, &saga, NOW, 1, ACTION, 1),
+		   "unknown: success does");
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	lose_first_attempt(&d, &saga, 0, 0);
+	apply(&d, &saga, SAGA_EVENT_REVOKED, 0, ACTION);
+	apply(&d, &saga, SAGA_EVENT_SKIP, -1, ACTION);
+	apply(&d, &saga, SAGA_EVENT_CANCEL, -1, ACTION);
+	tap_ok(!action->unknown && saga.state.status == SAGA_STATUS_COMPENSATED,
+		   "unknown: and so does a person who skips it");
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	apply(&d, &saga, SAGA_EVENT_STARTED, 0, ACTION);
+	op_of(&saga, 0, 0, ACTION)->unknown = true;
+	apply(&d, &saga, SAGA_EVENT_REVOKED, 0, ACTION);
+	tap_ok(!action->unknown && attempts(&d, &saga, NOW, 0, ACTION, 1),
+		   "unknown: not when the only attempt had no effect");
+}
+
+static void
+test_unknown_beside_others(void)
+{
+	Definition	d;
+	Saga		saga;
+
+	define(&d, 2, line, MAX_ATTEMPTS);
+	make_foreach(&d, 0, 2, 0, 1);
+	seal(&d);
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	expand(&d, &saga, 0, 2);
+	lose_first_attempt(&d, &saga, 0, 0);
+	apply_to(&d, &saga, SAGA_EVENT_SUCCEEDED, 0, 1, ACTION);
+	apply_to(&d, &saga, SAGA_EVENT_REVOKED, 0, 0, ACTION);
+	tap_ok(saga.state.status == SAGA_STATUS_RUNNING &&
+		   op_of(&saga, 0, 0, ACTION)->surplus &&
+		   names(&d, &saga, NOW, SAGA_TASK_OPERATE, 0, 0, COMPENSATION),
+		   "unknown: a loser that is given up is compensated");
+
+	define(&d, 2, line, MAX_ATTEMPTS);
+	make_savepoint(&d, 0, 1, -1);
+	seal(&d);
+	begin(&d, &saga, NOW, SAGA_TIME_NEVER);
+	apply(&d, &saga, SAGA_EVENT_SUCCEEDED, 0, ACTION);
+	lose_first_attempt(&d, &saga, 1, 0);
+	fail_for_good(&d, &saga, 1, ACTION);
+	tap_ok(saga.state.goal == 0 &&
+		   apply(&d, &saga, SAGA_EVENT_FORWARD, -1, ACTION) ==
+		   SAGA_VERDICT_STALE &&
+		   attempts(&d, &saga, NOW, 1, COMPENSATION, 1),
+		   "unknown: no new round before it is undone");
+	apply(&d, &saga, SAGA_EVENT_SUCCEEDED, 1, COMPENSATION);
+	apply(&d, &saga, SAGA_EVENT_FORWARD, -1, ACTION);
+	tap_ok(!op_of(&saga, 1, 0, ACTION)->unknown &&
+		   attempts(&d, &saga, NOW, 1, ACTION, 1),
+		   "unknown: a new round knows nothing of it");
+}
+
 static void
 test_locks(void)
 {
@@ -1436,6 +1561,8 @@ main(void)
 	test_foreach();
 	test_quorum();
 	test_handing_out();
+	test_unknown();
+	test_unknown_beside_others();
 	test_locks();
 	test_savepoints();
 	test_confirmations();

@@ -10,6 +10,9 @@
  * among others.)  States that have been seen are not gone through again.  What
  * may and must happen is said in machine_oracle.h.
  *
+ * Of what is handed out the outcome may become unknown at any time.  All that
+ * can come of it then is tried in every status, and counted: see nreturned.
+ *
  * Time does not pass here: a time is now, ahead, or over, and "ticks" bring
  * those ahead to now, in any order.
  *
@@ -260,6 +263,14 @@ static long total_events = 0;
 static long total_cut = 0;
 static double total_histories = 0;
 
+/*
+ * Outcomes of operations that were handed out: in a saga that goes forward or
+ * back, in this status, of this operation, asked back or not, known until then
+ * or not, at the first attempt or a later one.
+ */
+static long nreturned[2][SAGA_NSTATUS][SAGA_NOPERATION][2][2][2]
+[SAGA_EVENT_REVOKED + 1];
+
 /* What an assertion of the machine is about, should one fail. */
 static const Exploration *now_exploring = NULL;
 
@@ -440,6 +451,20 @@ kind_of_edge(const Exploration *x, const SagaEvent *event)
 	}
 }
 
+static void
+count_return(const Exploration *x, const SagaEvent *event)
+{
+	const SagaState *state = &x->before.state;
+	const SagaOpState *op;
+
+	if (event->kind > SAGA_EVENT_REVOKED)
+		return;
+	op = look_at(&x->before, event->step, event->element, event->operation);
+	if (op->status == SAGA_OP_RUNNING)
+		nreturned[state->backward][state->status][event->operation]
+			[op->cancelled][op->unknown][op->attempts > 0][event->kind]++;
+}
+
 /* The whole of the oracle's questions about one event. */
 static const char *
 judge_applied(Exploration *x, const SagaEvent *event)
@@ -447,6 +472,7 @@ judge_applied(Exploration *x, const SagaEvent *event)
 	static Saga expected;
 	const char *wrong;
 
+	count_return(x, event);
 	copy_saga(x->d, &expected, &x->before);
 	oracle_make(x->d, &expected, &x->view, event);
 	wrong = compare_saga(x->d, &x->before, &expected, &x->after, event);
@@ -530,6 +556,9 @@ static void
 try_operation(Exploration *x, int step, int element, SagaOperation operation,
 			  bool everything)
 {
+	bool		out = x->with & WITH_UNKNOWN && !everything &&
+		look_at(&x->before, step, element, operation)->status ==
+		SAGA_OP_RUNNING;
 	int			i;
 
 	for (i = 0; names_operation((SagaEventKind) i); i++)
@@ -540,14 +569,15 @@ try_operation(Exploration *x, int step, int element, SagaOperation operation,
 		bool		lock = (i == SAGA_EVENT_QUEUED || i == SAGA_EVENT_GRANTED) &&
 			!x->d->steps[step].exclusive;
 
-		if (!everything && (!follow || lock))
+		if (!everything && (!follow || lock) &&
+			!(out && i <= SAGA_EVENT_REVOKED))
 			continue;
 		if (i == SAGA_EVENT_FAILED)
 		{
 			event.passing = false;
 			try_event(x, &event, true);
 			event.passing = true;
-			if (!(x->with & WITH_RETRY) && !everything)
+			if (!(x->with & WITH_RETRY) && !everything && !out)
 				continue;
 			follow = x->with & WITH_RETRY;
 		}
@@ -669,21 +699,31 @@ try_ticks(Exploration *x)
 		reach_changed(x, &after, EDGE_SYSTEM);
 }
 
-/* Nobody knows any more how an action that is out will end, or has. */
+/*
+ * Nobody knows any more whether an operation that is out has had its effect.
+ * The machine is not told: it is to be sound as it is.
+ */
 static void
 try_unknown(Exploration *x)
 {
 	static Saga after;
 	int			i;
 
-	for (i = 0; i < x->d->npool; i++)
+	copy_saga(x->d, &after, &x->before);
+	for (i = 0; i < x->d->npool * SAGA_NOPERATION; i++)
 	{
-		copy_saga(x->d, &after, &x->before);
-		if (after.pool[i].op[ACTION].status != SAGA_OP_RUNNING ||
-			after.pool[i].op[ACTION].unknown)
+		SagaOpState *op = &after.pool[i / SAGA_NOPERATION].op[i %
+															 SAGA_NOPERATION];
+		const char *wrong;
+
+		if (op->status != SAGA_OP_RUNNING || op->unknown)
 			continue;
-		after.pool[i].op[ACTION].unknown = true;
-		reach_changed(x, &after, EDGE_SYSTEM);
+		op->unknown = true;
+		wrong = saga_machine_check(&x->d->rules, &after.state);
+		if (wrong != NULL)
+			complain(x, wrong, &x->before, NULL, &after);
+		reach(x, &after, EDGE_SYSTEM);
+		op->unknown = false;
 	}
 }
 
@@ -1346,6 +1386,8 @@ static const int turns[] = {
 	WITH_HANDOUT,
 	WITH_HANDOUT | WITH_EXPIRY,
 	WITH_HANDOUT | WITH_UNKNOWN,
+	WITH_HANDOUT | WITH_UNKNOWN | WITH_RETRY | WITH_CANCEL,
+	WITH_HANDOUT | WITH_UNKNOWN | WITH_RETRY | WITH_PEOPLE | WITH_PAUSE,
 	WITH_CANCEL | WITH_CHOICE,
 	WITH_SIGNAL,
 	WITH_CANCEL | WITH_CHOICE | WITH_CRASH | WITH_CLOCK,
@@ -1602,6 +1644,9 @@ test_all_graphs(void)
 				!child, WITH_CANCEL | WITH_LOST | WITH_PEOPLE);
 	test_graphs("to three steps, handed out", 1, 3, !every_choice, !child,
 				WITH_CANCEL | WITH_HANDOUT | WITH_EXPIRY | WITH_UNKNOWN);
+	test_graphs("to three steps, handed out, second attempts", 1, 3,
+				!every_choice, !child, WITH_CANCEL | WITH_HANDOUT |
+				WITH_UNKNOWN | WITH_RETRY);
 	test_graphs("to three steps of a child", 1, 3, !every_choice, child,
 				WITH_CANCEL | WITH_PAUSE | WITH_CHOICE);
 	test_graphs("to four steps, every choice of compensations", 1, 4,
@@ -1639,6 +1684,73 @@ test_all(void)
 		test_chosen(&chosen[i]);
 }
 
+/* Can this operation be out in a saga of this direction and status? */
+static bool
+can_be_out(bool backward, SagaStatus status, SagaOperation operation)
+{
+	switch (status)
+	{
+		case SAGA_STATUS_RUNNING:
+			return !backward;
+		case SAGA_STATUS_COMPENSATING:
+			return backward && operation != CONFIRMATION;
+		case SAGA_STATUS_STUCK:
+		case SAGA_STATUS_PAUSED:
+			return !backward || operation != CONFIRMATION;
+		default:
+			return false;
+	}
+}
+
+/* Has every outcome been tried, of what was handed out as bits "how" say? */
+static void
+test_returns(bool backward, SagaStatus status, SagaOperation operation)
+{
+	int			nmissing = 0;
+	int			how;
+	int			i;
+
+	for (how = 0; how < 8; how++)
+	{
+		for (i = 0; i <= SAGA_EVENT_REVOKED; i++)
+		{
+			if (nreturned[backward][status][operation][how >> 2][how >> 1 & 1]
+				[how & 1][i] > 0 ||
+				(i == SAGA_EVENT_NOT_TAKEN && operation != ACTION))
+				continue;
+			nmissing++;
+			tap_note("never: %s, %s, %s, attempt %s",
+					 saga_event_name((SagaEventKind) i),
+					 how & 4 ? "asked back" : "wanted",
+					 how & 2 ? "unknown" : "known",
+					 how & 1 ? "after others" : "the first");
+		}
+	}
+	tap_ok(nmissing == 0, "histories: all that may come of %s, %s%s",
+		   saga_operation_name(operation), saga_status_name(status),
+		   backward ? " and going back" : "");
+}
+
+static void
+test_all_returns(void)
+{
+	int			i;
+	int			j;
+	int			k;
+
+	for (i = 0; i < SAGA_NSTATUS; i++)
+	{
+		for (j = 0; j < SAGA_NOPERATION; j++)
+		{
+			for (k = 0; k < 2; k++)
+			{
+				if (can_be_out(k, (SagaStatus) i, (SagaOperation) j))
+					test_returns(k, (SagaStatus) i, (SagaOperation) j);
+			}
+		}
+	}
+}
+
 static void
 show_definition_of_failure(int signal_number)
 {
@@ -1661,6 +1773,7 @@ main(void)
 	make_graphs();
 	tap_ok(ngraphs == 1 + 2 + 5 + 16 + 63, "there are %d graphs", ngraphs);
 	test_all();
+	test_all_returns();
 	tap_note("%ld definitions, %ld states, %ld events tried, "
 			 "%.3g histories without people, %ld cut", total_definitions,
 			 total_states, total_events, total_histories, total_cut);

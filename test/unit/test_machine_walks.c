@@ -7,8 +7,10 @@
  * The walk is the same each time: its seed is fixed, and printed.  Another one
  * may be named as the first argument, and a number of sagas as the second.
  * Time passes; now and then there is a crash, after which the machine gets back
- * only what would have been stored.  A walk that has not come to an end is
- * brought to one at last, by doing nothing but what the machine asks for.
+ * only what would have been stored.  Of what is out the outcome may become
+ * unknown at any time, and now and then all that may come of it is tried beside
+ * the walk.  A walk that has not come to an end is brought to one at last, by
+ * doing nothing but what the machine asks for.
  */
 #include <signal.h>
 
@@ -26,7 +28,8 @@ typedef struct Walk
 	Saga		after;
 	View		view;
 	SagaTime	now;
-	int			luck;			/* how many attempts of a hundred succeed */
+	int			luck;			/* how many attempts of a hundred succeed ... */
+	int			handed_out;		/* ... and are handed out */
 	SagaTodo	todo;
 	SagaTask	tasks[MAX_TASKS];
 	const char *wrong;
@@ -185,9 +188,9 @@ judge_applied(Walk *w, const SagaEvent *event)
 	return wrong;
 }
 
-/* Let it happen; the walk goes on from what the machine made of it. */
+/* Let it happen to "after". */
 static void
-happen(Walk *w, SagaEvent *event)
+try_event(Walk *w, SagaEvent *event)
 {
 	SagaVerdict expected;
 	SagaVerdict verdict;
@@ -212,6 +215,13 @@ happen(Walk *w, SagaEvent *event)
 		wrong = "a refused event has changed something";
 	if (wrong != NULL)
 		complain(w, wrong, event);
+}
+
+/* Let it happen; the walk goes on from what the machine made of it. */
+static void
+happen(Walk *w, SagaEvent *event)
+{
+	try_event(w, event);
 	copy_saga(&w->d, &w->before, &w->after);
 	judge_now(w);
 }
@@ -288,7 +298,7 @@ do_task(Walk *w, const SagaTask *task, bool plainly)
 		case SAGA_TASK_OPERATE:
 			event = pick_outcome(w, task->step, task->element,
 								 task->operation, plainly);
-			if (!plainly && chance(35))
+			if (!plainly && chance(w->handed_out))
 			{
 				event.kind = SAGA_EVENT_STARTED;
 				event.due_at = chance(50) ? w->now + LEASE : SAGA_TIME_NEVER;
@@ -316,15 +326,14 @@ do_task(Walk *w, const SagaTask *task, bool plainly)
 	happen(w, &event);
 }
 
-/* One of those that are out comes back, or is no longer known. */
+/* Choose one of those that are out, and let the event be of it. */
 static bool
-come_back(Walk *w, bool plainly)
+find_out(const Walk *w, SagaEvent *event)
 {
 	int			n = 0;
 	int			i;
 	int			j;
 	int			k;
-	SagaEvent	event = {0};
 
 	for (i = 0; i < w->d.rules.nsteps; i++)
 	{
@@ -332,21 +341,58 @@ come_back(Walk *w, bool plainly)
 		{
 			for (k = 0; k < SAGA_NOPERATION; k++)
 			{
-				if (op_of(&w->before, i, j, (SagaOperation) k)->status ==
+				if (look_at(&w->before, i, j, (SagaOperation) k)->status ==
 					SAGA_OP_RUNNING && pick(++n) == 0)
-					event = pick_outcome(w, i, j, (SagaOperation) k, plainly);
+					*event = make_event(SAGA_EVENT_SUCCEEDED, i, j,
+										(SagaOperation) k);
 			}
 		}
 	}
-	if (n == 0)
-		return false;
-	if (!plainly && event.operation == ACTION && chance(15))
-		op_of(&w->before, event.step, event.element, ACTION)->unknown = true;
+	return n > 0;
+}
+
+static void
+come_back(Walk *w, bool plainly)
+{
+	SagaEvent	event;
+
+	if (!find_out(w, &event))
+		return;
+	event = pick_outcome(w, event.step, event.element, event.operation,
+						 plainly);
 	if (!plainly && chance(10))
 		event.kind = SAGA_EVENT_REVOKED;
-	look(&w->d, &w->before, &w->view);
 	happen(w, &event);
-	return true;
+}
+
+/* Nobody knows any more whether it has had its effect; nothing is reported. */
+static void
+lose_track(Walk *w)
+{
+	SagaEvent	event;
+
+	if (!find_out(w, &event))
+		return;
+	op_of(&w->before, event.step, event.element,
+		  event.operation)->unknown = true;
+	judge_now(w);
+}
+
+/* Whatever may come of one that is out; the walk does not go on from there. */
+static void
+try_returns(Walk *w)
+{
+	SagaEvent	event;
+	int			i;
+
+	if (!find_out(w, &event))
+		return;
+	for (i = 0; i <= SAGA_EVENT_CANCELLED; i++)
+	{
+		event.kind = (SagaEventKind) i;
+		event.passing = chance(50);
+		try_event(w, &event);
+	}
 }
 
 static void
@@ -468,6 +514,7 @@ walk(Walk *w)
 	w->wrong = NULL;
 	w->now = NOW;
 	w->luck = chance(60) ? 88 + pick(12) : 50 + pick(40);
+	w->handed_out = chance(60) ? 35 : 90;
 	pick_definition(&w->d);
 	begin(&w->d, &w->before, chance(20) ? AHEAD : NOW,
 		  chance(10) ? NOW + pick(20) * PAUSE : SAGA_TIME_NEVER);
@@ -484,6 +531,10 @@ walk(Walk *w)
 			meddle(w);
 		else
 			pass_time(w, w->now + pick(3) * PAUSE);
+		if (w->wrong == NULL && chance(8))
+			lose_track(w);
+		if (w->wrong == NULL && chance(10))
+			try_returns(w);
 		if (w->wrong == NULL && chance(20))
 			crash(w);
 	}
