@@ -12,6 +12,7 @@ SET saga.batch_size = 1;
 SET saga.batch_time = 1;
 SET saga.step_timeout = 1;
 SET saga.worker_idle_timeout = 1;
+SET saga.answer_retention = 60;
 ALTER ROLE regress_saga_owner SET saga.batch_size = 1;
 -- Values that make no sense.
 ALTER SYSTEM SET saga.enabled = 'perhaps';
@@ -27,6 +28,8 @@ ALTER SYSTEM SET saga.step_timeout = 0;
 ALTER SYSTEM SET saga.step_timeout = '2 days';
 ALTER SYSTEM SET saga.worker_idle_timeout = '-1 s';
 ALTER SYSTEM SET saga.worker_idle_timeout = '1 kB';
+ALTER SYSTEM SET saga.answer_retention = '59 s';
+ALTER SYSTEM SET saga.answer_retention = '31 d';
 SET saga.local_commit = 'sometimes';
 -- What a role chooses for itself.
 SET saga.local_commit = async;

@@ -60,6 +60,11 @@ SELECT saga.define('sec_victim',
     saga.step('hang', 'security.hang', retry => saga.retry_policy(initial_delay => '1 day', max_delay => '1 day')));
 SELECT saga.begin('sec_victim', '{"card": "secret card"}', key => 'secret key') AS victim \gset
 SELECT saga_test.waits_for(:victim);
+SELECT saga.define('sec_outside', saga.external_step('ask', 'sec_queue', 'secret task'));
+SELECT saga.begin('sec_outside', '{"card": "secret card"}') AS outside \gset
+SELECT saga_test.wait_until('(SELECT ready = 1 FROM saga.queues WHERE queue = ''sec_queue'')', 'the task');
+CREATE TABLE security.known AS SELECT id AS task FROM saga.tasks WHERE saga_id = :outside;
+GRANT SELECT ON security.known TO PUBLIC;
 RESET ROLE;
 
 ------------------------------------------------------------------------------
@@ -105,6 +110,13 @@ INSERT INTO security.attack (command) VALUES
     ('SELECT * FROM saga.definition'),
     ('SELECT * FROM saga.definition_version'),
     ('SELECT * FROM saga.definition_grant'),
+    ('SELECT * FROM saga.queue'),
+    ('SELECT * FROM saga.queue_grant'),
+    ('SELECT * FROM saga.task'),
+    ('SELECT nextval(''saga.task_id_seq'')'),
+    ('UPDATE saga.task SET claimed = true'),
+    ('UPDATE saga.tasks SET queue = ''x'''),
+    ('INSERT INTO saga.queue_grant SELECT id, 0, ''public'', ''participate'', ''x'' FROM saga.queue'),
     ('SELECT last_value FROM saga.saga_id_seq'),
     ('SELECT nextval(''saga.saga_id_seq'')'),
     ('SELECT setval(''saga.saga_id_seq'', 1)'),
@@ -160,6 +172,25 @@ INSERT INTO security.attack (command) VALUES
     ('SELECT saga.begin(''sec_victim'', ''{"card": "x"}'')'),
     ('SELECT saga.begin(''sec_victim'', ''{"card": "x"}'', key => ''secret key'')'),
     ('SELECT saga.begin(''sec_victim'', ''{"card": "x"}'', trust_definition => true)'),
+    ('SELECT saga.claim_tasks(''sec_queue'')'),
+    ('SELECT saga.complete_task(task, gen_random_uuid()) FROM security.known'),
+    ('SELECT saga.drop_queue(''sec_queue'')'),
+    ('SELECT saga.configure_queue(''sec_queue'', owner => ''regress_saga_mallory'')'),
+    ('SELECT saga.configure_queue(''sec_queue'', paused => true)'),
+    ('SELECT saga.reset_breaker(''sec_queue'')'),
+    ('SELECT saga.grant_participant(''regress_saga_mallory'', ''sec_queue'')'),
+    ('SELECT saga.revoke_participant(''regress_saga_owner'', ''sec_queue'')'),
+    ('SELECT saga.grant_participant(''regress_saga_mallory'', ''sec_none'')'),
+    ('SELECT saga.grant_offer(''sec_queue'', ''regress_saga_mallory'')'),
+    ('SELECT saga.revoke_offer(''sec_queue'', ''regress_saga_owner'')'),
+    ('SELECT saga.create_queue(''sec_boss'', ''regress_saga_boss'')'),
+    ('SELECT saga.define(''sec_offers'', saga.external_step(''a'', ''sec_queue''))'),
+    ('SELECT saga.define(''sec_offers'', saga.external_step(''a'', ''sec_own'')), saga.grant_participant(''regress_saga_friend'', ''sec_own'')'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.tasks HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.queues WHERE queue = ''sec_queue'' HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM saga.participants HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM generate_series(1, 1000) i, saga.queues_raw(i) q WHERE q.offered > 0 HAVING count(*) > 0'),
+    ('SELECT 1 / (count(*) - count(*)) FROM generate_series(1, 1000) i, saga.participants_raw(i) HAVING count(*) > 0'),
     ('SELECT 1 / (count(*) - count(*)) FROM saga.workers_raw() WHERE role <> (SELECT oid FROM pg_roles WHERE rolname = current_user) HAVING count(*) > 0'),
     ('SELECT 1 / (count(*) - count(*)) FROM saga.explain_raw(9000000) HAVING count(*) > 0'),
     ('SELECT 1 / (count(*) - count(*)) FROM saga.explain_tree(9000000, 9000000) HAVING count(*) > 0'),
@@ -410,8 +441,8 @@ CREATE FUNCTION shadow.arm(place text) RETURNS int LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     types constant text[] := '{jsonb,json,uuid,text,oid,int2,int4,int8,bool,timestamptz,interval,name,float8,regclass,regprocedure,xid,numeric,varchar,cstring}';
-    tables constant text[] := '{saga,saga_0,step,step_0,attempt,attempt_0,history,history_0,message,key,lock,alert,coordinator,definition,definition_version,definition_grant,sagas,steps,attempts,requests,workers,definitions,pg_roles,pg_authid,pg_database,pg_class,pg_proc,pg_namespace,pg_type,pg_extension,pg_cursors}';
-    functions constant text[] := '{now,clock_timestamp,nextval,currval,setval,count,pg_notify,jsonb_build_object,gen_random_uuid,left,format,current_database,pg_has_role,has_function_privilege,pg_get_userbyid,pg_cursor,pg_prepared_xact,jsonb_array_elements,jsonb_array_length,make_interval,to_jsonb,jsonb_to_record,texteq,int8eq,oideq,uuid_eq,enum_in,textin,jsonb_in,workers_raw,sees_all}';
+    tables constant text[] := '{saga,saga_0,step,step_0,attempt,attempt_0,history,history_0,message,key,lock,alert,coordinator,definition,definition_version,definition_grant,queue,queue_grant,task,queues,tasks,participants,sagas,steps,attempts,requests,workers,definitions,pg_roles,pg_authid,pg_database,pg_class,pg_proc,pg_namespace,pg_type,pg_extension,pg_cursors}';
+    functions constant text[] := '{now,clock_timestamp,nextval,currval,setval,count,pg_notify,jsonb_build_object,gen_random_uuid,left,format,current_database,pg_has_role,has_function_privilege,pg_get_userbyid,pg_cursor,pg_prepared_xact,jsonb_array_elements,jsonb_array_length,make_interval,to_jsonb,jsonb_to_record,texteq,int8eq,oideq,uuid_eq,enum_in,textin,jsonb_in,jsonb_build_array,min,aclexplode,workers_raw,queues_raw,participants_raw,sees_all}';
     operators constant text[] := '{=,<>,<,<=,>,>=,||,->,->>,#>,#>>,+,-}';
     p record;
     t text;
@@ -811,10 +842,14 @@ WHERE pronamespace = 'saga'::regnamespace AND lanname IN ('sql', 'plpgsql') AND 
 
 -- Nothing was won.
 SELECT security.jackpot();
+SELECT status, participant FROM saga.tasks WHERE saga_id = :outside;
+SELECT saga.cancel(:outside) = :outside AS cancelled;
+SELECT saga_test.outcome(:outside);
 SELECT saga.abandon(:victim) = :victim AS abandoned;
 SELECT saga_test.outcome(:victim);
 SET client_min_messages = warning;
 SELECT count(saga.drop_definition(name)) FROM saga.definitions WHERE name LIKE 'sec\_%';
+SELECT count(saga.drop_queue(queue)) FROM saga.queues WHERE queue LIKE 'sec\_%';
 DROP SCHEMA security, shadow, closed, open_to_all CASCADE;
 DROP OWNED BY regress_saga_mallory, regress_saga_shadow, regress_saga_friend, regress_saga_boss;
 DROP ROLE regress_saga_mallory, regress_saga_shadow, regress_saga_friend, regress_saga_boss;

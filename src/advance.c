@@ -36,6 +36,7 @@
 #include "kinds.h"
 #include "migrate.h"
 #include "record.h"
+#include "task.h"
 
 /* So many tasks are looked at at a time. */
 #define MAX_TASKS		64
@@ -134,6 +135,8 @@ outcome_text(const Saga *saga, const SagaTodo *todo)
 			return "signal";
 		case SAGA_KIND_CHILD:
 			return "child saga";
+		case SAGA_KIND_EXTERNAL:
+			return "participant";
 		case SAGA_KIND_LOCAL:
 			break;
 	}
@@ -607,10 +610,18 @@ apply_request(Saga *saga, const SagaMessage *message)
 		if (event.step < 0)
 			return "refused: the definition has no such step";
 	}
+	if (event.kind == SAGA_EVENT_CANCEL)
+		saga_kind_turning_back(saga);
 	verdict = saga_record_event(saga, &event);
 	if (verdict == SAGA_VERDICT_APPLIED &&
 		(event.kind == SAGA_EVENT_CANCEL || event.kind == SAGA_EVENT_ABANDON))
 		cause_of_message(saga, message);
+	if (verdict == SAGA_VERDICT_APPLIED && event.kind == SAGA_EVENT_PAUSE)
+		saga_kind_pausing(saga);
+	if (verdict == SAGA_VERDICT_APPLIED && event.kind == SAGA_EVENT_RETRY)
+		saga_kind_retrying(saga);
+	if (verdict == SAGA_VERDICT_APPLIED && event.kind == SAGA_EVENT_RESUME)
+		saga_kind_resuming(saga);
 	saga_store_settle_results(saga);
 	return verdict_text(verdict);
 }
@@ -647,18 +658,17 @@ is_expected(const Saga *saga, const SagaTask *task, int round)
 		saga_record_op(saga, task)->attempts + 1 == task->attempt;
 }
 
-/* A branch has ended. */
+/* An operation that was handed out has ended: a branch, a task. */
 static const char *
-apply_outcome(SagaRun *run, SagaMember *member, const SagaMessage *message)
+apply_answer(SagaRun *run, SagaMember *member, int step, int element,
+			 Jsonb *answer)
 {
 	Saga	   *saga = member->saga;
 	SagaOutcome outcome;
-	SagaTask	task = {.element = message->element};
+	SagaTask	task = {.step = step,.element = element};
 	int			round;
 
-	task.step = message->step == NULL ? -1 :
-		saga_definition_step(saga->definition, message->step);
-	if (!saga_outcome_read(message->payload, &outcome, &task, &round))
+	if (!saga_outcome_read(answer, &outcome, &task, &round))
 		return "refused: it is no outcome";
 	if (!is_expected(saga, &task, round))
 		return "refused: it was not the operation to do";
@@ -670,8 +680,21 @@ apply_outcome(SagaRun *run, SagaMember *member, const SagaMessage *message)
 		note_called_lock(run, member, &task, &outcome);
 	}
 	else
+	{
 		(void) saga_record_outcome(saga, &task, &outcome);
+		saga_kind_answered(saga, &task);
+	}
 	return "done";
+}
+
+static const char *
+apply_outcome(SagaRun *run, SagaMember *member, const SagaMessage *message)
+{
+	const SagaDefinition *definition = member->saga->definition;
+	int			step = message->step == NULL ? -1 :
+		saga_definition_step(definition, message->step);
+
+	return apply_answer(run, member, step, message->element, message->payload);
 }
 
 /* Act on one message; its outcome goes to the history. */
@@ -719,6 +742,61 @@ apply_messages(SagaRun *run, SagaMember *member)
 		apply_message(run, member, message);
 	}
 	ask_again(run, member);
+}
+
+/* The answers of participants, to the operations of one step. */
+static void
+take_answers_to(SagaRun *run, SagaMember *member, SagaTaskTable *tasks,
+				int step)
+{
+	Saga	   *saga = member->saga;
+
+	for (int i = 0; i < saga->state.steps[step].nelements; i++)
+		for (int op = 0; op < SAGA_NOPERATION; op++)
+		{
+			SagaTask	task = {.step = step,.element = i,.operation = op};
+			TimestampTz ready_since;
+			Jsonb	   *answer;
+
+			if (saga_record_op(saga, &task)->status != SAGA_OP_RUNNING)
+				continue;
+			answer = saga_task_take_answer(tasks,
+										   saga_record_row(saga, &task)->task_id,
+										   &ready_since);
+			if (ready_since != 0)
+				saga_kind_given_back(saga, &task, ready_since);
+			if (answer == NULL)
+				continue;
+			(void) apply_answer(run, member, step, i, answer);
+			saga->changed = true;
+			member->nquiet++;
+		}
+}
+
+static void
+take_answers(SagaRun *run, SagaMember *member)
+{
+	Saga	   *saga = member->saga;
+	SagaTaskTable *tasks = NULL;
+
+	if (!saga->definition->has_external)
+		return;
+	for (int step = 0; step < saga->state.nsteps; step++)
+	{
+		const SagaStepState *state = &saga->state.steps[step];
+		int			running = 0;
+
+		for (int op = 0; op < SAGA_NOPERATION; op++)
+			running += state->count[op][SAGA_OP_RUNNING];
+		if (running == 0 ||
+			saga->definition->steps[step].kind != SAGA_KIND_EXTERNAL)
+			continue;
+		if (tasks == NULL)
+			tasks = saga_task_begin_taking();
+		take_answers_to(run, member, tasks, step);
+	}
+	if (tasks != NULL)
+		saga_task_end_taking(tasks);
 }
 
 /* The request to move to another version that is next; NULL if there is none. */
@@ -1368,6 +1446,20 @@ call_ready(SagaRun *run, SagaMember *member, const SagaTask *ready, int n)
 
 /* ---- tasks -------------------------------------------------------------------- */
 
+/*
+ * Needs it no user code?  Of an external action that somebody has had already
+ * the condition is not asked again: it may have had its effect.
+ */
+static bool
+is_trivial(const Saga *saga, const SagaTask *task)
+{
+	const SagaStep *step = &saga->definition->steps[task->step];
+
+	return saga_call_is_trivial(step, task->operation) ||
+		(step->kind == SAGA_KIND_EXTERNAL &&
+		 saga_record_op(saga, task)->attempts > 0);
+}
+
 /* Do one thing that needs no user code; false if it is none. */
 static bool
 do_quietly(Saga *saga, const SagaTask *task)
@@ -1384,8 +1476,7 @@ do_quietly(Saga *saga, const SagaTask *task)
 			saga_kind_revoke(saga, task);
 			return true;
 		case SAGA_TASK_OPERATE:
-			if (!saga_call_is_trivial(&saga->definition->steps[task->step],
-									  task->operation))
+			if (!is_trivial(saga, task))
 				return false;
 			saga_kind_succeeded(saga, task, NULL, 0);
 			return true;
@@ -1642,6 +1733,7 @@ saga_advance(SagaRun *run, SagaMember *member)
 			if (migrate(run, member))
 				return;
 			ask_for_called_lock(run, member);
+			take_answers(run, member);
 			if (run->lost != NULL)
 				apply_loss_and_messages(run, member);
 			else

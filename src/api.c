@@ -31,14 +31,18 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
 #include "engine.h"
 #include "locks.h"
 #include "migrate.h"
 #include "errcodes.h"
+#include "guc.h"
 #include "owner.h"
+#include "queue.h"
 #include "store.h"
+#include "upkeep.h"
 
 /* A waiter looks again this often even if nobody wakes it. */
 #define WAIT_RECHECK_MS			5000
@@ -66,60 +70,6 @@ PG_FUNCTION_INFO_V1(saga_wait_within);
 PG_FUNCTION_INFO_V1(saga_run);
 PG_FUNCTION_INFO_V1(saga_recover);
 PG_FUNCTION_INFO_V1(saga_adopt);
-
-
-/* ---- arguments ----------------------------------------------------------- */
-
-static void
-require_argument(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	if (PG_ARGISNULL(n))
-		ereport(ERROR,
-				errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				errmsg("%s must not be null", name));
-}
-
-static char *
-text_argument(FunctionCallInfo fcinfo, int n)
-{
-	return PG_ARGISNULL(n) ? NULL : text_to_cstring(PG_GETARG_TEXT_PP(n));
-}
-
-/* An interval in microseconds; "name" is for the message. */
-static int64
-interval_argument(FunctionCallInfo fcinfo, int n, const char *name)
-{
-	Interval   *interval;
-
-	require_argument(fcinfo, n, name);
-	interval = PG_GETARG_INTERVAL_P(n);
-	if (!saga_interval_is_finite(interval) || interval->time < 0 ||
-		interval->day < 0 || interval->month < 0)
-		ereport(ERROR,
-				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				errmsg("%s must not be negative or infinite", name));
-	if (interval->month > 12 || interval->day > 400 ||
-		interval->time > 400 * USECS_PER_DAY)
-		ereport(ERROR,
-				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				errmsg("%s must not be longer than a year", name));
-	return interval->time + (interval->day + interval->month * INT64CONST(30)) *
-		USECS_PER_DAY;
-}
-
-/* What writes a row: not where PostgreSQL runs code on its own behalf, and
- * with PostgreSQL's own words in a read-only transaction and on a standby. */
-static void
-check_may_write(const char *function)
-{
-	PreventCommandIfReadOnly(function);
-	PreventCommandIfParallelMode(function);
-	if (InSecurityRestrictedOperation())
-		ereport(ERROR,
-				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				errmsg("cannot execute %s within security-restricted operation",
-					   function));
-}
 
 
 /* ---- begin ---------------------------------------------------------------- */
@@ -192,17 +142,17 @@ saga_begin(PG_FUNCTION_ARGS)
 {
 	const SagaDefinition *definition;
 	Jsonb	   *input;
-	char	   *key = text_argument(fcinfo, 2);
-	char	   *traceparent = text_argument(fcinfo, 5);
+	char	   *key = saga_argument_text(fcinfo, 2);
+	char	   *traceparent = saga_argument_text(fcinfo, 5);
 	TimestampTz start_at = time_argument(fcinfo, 3, "start_at");
 	TimestampTz deadline = time_argument(fcinfo, 4, "deadline");
 
-	check_may_write("saga.begin()");
-	require_argument(fcinfo, 0, "definition");
-	require_argument(fcinfo, 1, "input");
-	require_argument(fcinfo, 6, "on_duplicate");
+	saga_check_may_write("saga.begin()");
+	saga_argument_require(fcinfo, 0, "definition");
+	saga_argument_require(fcinfo, 1, "input");
+	saga_argument_require(fcinfo, 6, "on_duplicate");
 	saga_catalog_forget_old();
-	definition = saga_catalog_for_begin(text_argument(fcinfo, 0),
+	definition = saga_catalog_for_begin(saga_argument_text(fcinfo, 0),
 										!PG_ARGISNULL(7) && PG_GETARG_BOOL(7),
 										true);
 	input = PG_GETARG_JSONB_P(1);
@@ -220,7 +170,7 @@ saga_begin(PG_FUNCTION_ARGS)
 				errmsg("deadline must be later than the start of the saga"));
 	PG_RETURN_INT64(saga_store_begin(definition, input, key, start_at, deadline,
 									 traceparent,
-									 parse_on_duplicate(text_argument(fcinfo, 6))));
+									 parse_on_duplicate(saga_argument_text(fcinfo, 6))));
 }
 
 
@@ -443,15 +393,15 @@ static Datum
 ask(FunctionCallInfo fcinfo, SagaEventKind kind, bool takes_step)
 {
 	const char *verb = saga_event_name(kind);
-	char	   *step = takes_step ? text_argument(fcinfo, 2) : NULL;
+	char	   *step = takes_step ? saga_argument_text(fcinfo, 2) : NULL;
 	int			element = takes_step ? element_argument(fcinfo, 3, step) : -1;
-	char	   *reason = text_argument(fcinfo, 1);
+	char	   *reason = saga_argument_text(fcinfo, 1);
 	Saga	   *saga;
 	int			position = -1;
 
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	check_may_write(psprintf("saga.%s()", verb));
+	saga_check_may_write(psprintf("saga.%s()", verb));
 	saga_catalog_forget_old();
 	saga = find_saga(PG_GETARG_INT64(0));
 	if (step != NULL && saga->broken == NULL)
@@ -529,7 +479,7 @@ saga_migrate(PG_FUNCTION_ARGS)
 				errmsg("version must be greater than zero"));
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
-	check_may_write("saga.migrate()");
+	saga_check_may_write("saga.migrate()");
 	saga_catalog_forget_old();
 	saga = find_saga(PG_GETARG_INT64(0));
 	if (saga->broken != NULL)
@@ -540,7 +490,7 @@ saga_migrate(PG_FUNCTION_ARGS)
 	target = saga_migrate_check(saga, PG_ARGISNULL(1) ? 0 : PG_GETARG_INT32(1));
 	/* nothing to be done: so that it can be asked of many at once */
 	if (target->id != saga->definition_id || has_asked_to_migrate(saga))
-		saga_store_post(saga, "migrate", NULL, -1, text_argument(fcinfo, 2),
+		saga_store_post(saga, "migrate", NULL, -1, saga_argument_text(fcinfo, 2),
 						saga_migrate_write(target->version));
 	PG_RETURN_INT64(saga->ref.id);
 }
@@ -752,16 +702,16 @@ saga_signal(PG_FUNCTION_ARGS)
 	int64		id;
 	bool		ignores;
 
-	check_may_write("saga.signal()");
-	require_argument(fcinfo, 1, "signal");
-	require_argument(fcinfo, 3, "on_duplicate");
-	ignores = parse_ignores_duplicate(text_argument(fcinfo, 3));
+	saga_check_may_write("saga.signal()");
+	saga_argument_require(fcinfo, 1, "signal");
+	saga_argument_require(fcinfo, 3, "on_duplicate");
+	ignores = parse_ignores_duplicate(saga_argument_text(fcinfo, 3));
 	if (PG_ARGISNULL(0))
 		PG_RETURN_NULL();
 	id = PG_GETARG_INT64(0);
 	saga_catalog_forget_old();
 	check_may_signal(id);
-	PG_RETURN_BOOL(send_signal(id, text_argument(fcinfo, 1),
+	PG_RETURN_BOOL(send_signal(id, saga_argument_text(fcinfo, 1),
 							   payload_argument(fcinfo, 2), ignores));
 }
 
@@ -800,15 +750,15 @@ saga_signal_by_key(PG_FUNCTION_ARGS)
 	bool		ignores;
 	int64		id;
 
-	check_may_write("saga.signal()");
-	require_argument(fcinfo, 0, "definition");
-	require_argument(fcinfo, 1, "key");
-	require_argument(fcinfo, 2, "signal");
-	require_argument(fcinfo, 4, "on_duplicate");
-	ignores = parse_ignores_duplicate(text_argument(fcinfo, 4));
+	saga_check_may_write("saga.signal()");
+	saga_argument_require(fcinfo, 0, "definition");
+	saga_argument_require(fcinfo, 1, "key");
+	saga_argument_require(fcinfo, 2, "signal");
+	saga_argument_require(fcinfo, 4, "on_duplicate");
+	ignores = parse_ignores_duplicate(saga_argument_text(fcinfo, 4));
 	saga_catalog_forget_old();
-	id = find_saga_by_key(text_argument(fcinfo, 0), text_argument(fcinfo, 1));
-	PG_RETURN_BOOL(send_signal(id, text_argument(fcinfo, 2),
+	id = find_saga_by_key(saga_argument_text(fcinfo, 0), saga_argument_text(fcinfo, 1));
+	PG_RETURN_BOOL(send_signal(id, saga_argument_text(fcinfo, 2),
 							   payload_argument(fcinfo, 3), ignores));
 }
 
@@ -932,9 +882,9 @@ saga_wait(PG_FUNCTION_ARGS)
 	SagaStatus	status;
 	Datum		values[1];
 
-	require_argument(fcinfo, 0, "saga_id");
+	saga_argument_require(fcinfo, 0, "saga_id");
 	id = PG_GETARG_INT64(0);
-	until = GetCurrentTimestamp() + interval_argument(fcinfo, 1, "timeout");
+	until = GetCurrentTimestamp() + saga_argument_interval(fcinfo, 1, "timeout");
 	require_may_commit(fcinfo, "saga.wait()",
 					   "saga.wait_within() waits in a function, for a minute at most.");
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
@@ -957,9 +907,9 @@ saga_wait_within(PG_FUNCTION_ARGS)
 	TimestampTz until;
 	SagaStatus	status;
 
-	require_argument(fcinfo, 0, "saga_id");
+	saga_argument_require(fcinfo, 0, "saga_id");
 	id = PG_GETARG_INT64(0);
-	timeout = interval_argument(fcinfo, 1, "timeout");
+	timeout = saga_argument_interval(fcinfo, 1, "timeout");
 	if (timeout > WAIT_WITHIN_MAX_US)
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -1053,6 +1003,21 @@ leave_foreground(void)
 	SPI_finish();
 }
 
+/* What a coordinator does for tasks, if there can be none: announce queues,
+ * with "look" those in which tasks wait, and delete what ended long ago. */
+static void
+do_duties(bool look)
+{
+	if (saga_shared_available() && saga_enabled)
+		return;
+	if (look)
+	{
+		saga_engine_look_for_tasks(&foreground_driver);
+		(void) saga_engine_purge_tasks(&foreground_driver);
+	}
+	saga_engine_announce(&foreground_driver);
+}
+
 /* Run these, as far as they are not somebody else's; did that do anything? */
 static bool
 run_refs(SagaRef *refs, int n, SagaRunResult *result)
@@ -1137,7 +1102,7 @@ saga_run(PG_FUNCTION_ARGS)
 	Saga	   *saga;
 	SagaRef		ref;
 
-	require_argument(fcinfo, 0, "saga_id");
+	saga_argument_require(fcinfo, 0, "saga_id");
 	ref.id = PG_GETARG_INT64(0);
 	enter_foreground(fcinfo, "saga.run()");
 	PG_TRY();
@@ -1154,6 +1119,7 @@ saga_run(PG_FUNCTION_ARGS)
 		ref = saga->ref;
 		SPI_commit();
 		run_tree(&ref, &result);
+		do_duties(false);
 		if (!saga_store_glance(ref.id, &glance))
 			glance.status = SAGA_STATUS_ABANDONED;
 	}
@@ -1206,7 +1172,8 @@ recover_due(int64 max, TimestampTz until, SagaRunResult *result, int64 *looked)
 
 /*
  * CALL saga.recover(max, time_budget, INOUT operations, INOUT finished):
- * advance the caller's own sagas that are due, in the foreground.
+ * advance the caller's own sagas that are due, in the foreground.  Leases that
+ * are over are ended whosever saga it is.
  */
 Datum
 saga_recover(PG_FUNCTION_ARGS)
@@ -1217,18 +1184,22 @@ saga_recover(PG_FUNCTION_ARGS)
 	TimestampTz until;
 	Datum		values[2];
 
-	require_argument(fcinfo, 0, "max");
+	saga_argument_require(fcinfo, 0, "max");
 	max = PG_GETARG_INT64(0);
 	if (max < 1)
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("max must be greater than zero"));
-	until = GetCurrentTimestamp() + interval_argument(fcinfo, 1, "time_budget");
+	until = GetCurrentTimestamp() + saga_argument_interval(fcinfo, 1, "time_budget");
 	enter_foreground(fcinfo, "saga.recover()");
 	PG_TRY();
 	{
+		saga_duty_at(SAGA_DUTY_LEASES,
+					 saga_engine_expire_leases(&foreground_driver,
+											   GetCurrentTimestamp()));
 		recover_due(max, until, &result, &looked);
 		saga_engine_send_alerts(&foreground_driver);
+		do_duties(true);
 	}
 	PG_CATCH();
 	{
@@ -1258,10 +1229,12 @@ saga_adopt(PG_FUNCTION_ARGS)
 	int			n = 0;
 	ListCell   *cell;
 
-	check_may_write("saga.adopt()");
+	saga_check_may_write("saga.adopt()");
 	values[0] = Int64GetDatum(saga_store_adopt(&unbound));
 	saga_catalog_adopt();
+	saga_queue_adopt();
 	saga_locks_adopt();
+	saga_upkeep_announce_ready();
 	names = palloc((list_length(unbound) + 1) * sizeof(Datum));
 	foreach(cell, unbound)
 		names[n++] = CStringGetTextDatum(lfirst(cell));

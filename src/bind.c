@@ -286,31 +286,38 @@ push_results(JsonbParseState **state, const SagaCallRequest *request)
 	pushJsonbValue(state, WJB_END_OBJECT, NULL);
 }
 
-/* The context, for functions that take one jsonb. */
-static Jsonb *
-build_context(const SagaCallRequest *request, const char *idempotency_key)
+/* In the order in which jsonb keeps keys, so that they need not be sorted. */
+Jsonb *
+saga_binding_context(const SagaCallRequest *request,
+					 const char *idempotency_key)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue *object;
 
 	pushJsonbValue(&state, WJB_BEGIN_OBJECT, NULL);
-	push_integer(&state, "saga_id", request->saga_id);
-	push_text(&state, "definition", request->definition->name);
 	push_text(&state, "key", request->key);
 	push_text(&state, "step", step_name(request));
-	push_text(&state, "operation", saga_operation_name(request->operation));
-	push_integer(&state, "attempt", request->attempt);
+	if (is_foreach(request))
+		push_integer(&state, "index", request->element);
+	push_jsonb(&state, "input", request->input);
 	if (request->round > 0)
 		push_integer(&state, "round", request->round);
-	push_text(&state, "idempotency_key", idempotency_key);
-	push_text(&state, "traceparent", request->traceparent);
-	push_jsonb(&state, "input", request->input);
+	push_integer(&state, "attempt", request->attempt);
 	if (is_foreach(request))
-	{
 		push_jsonb(&state, "element", request->element_value);
-		push_integer(&state, "index", request->element);
-	}
 	push_results(&state, request);
+	push_integer(&state, "saga_id", request->saga_id);
+	push_text(&state, "operation", saga_operation_name(request->operation));
+	push_text(&state, "definition", request->definition->name);
+	push_text(&state, "traceparent", request->traceparent);
+	push_text(&state, "idempotency_key", idempotency_key);
+	if (request->outcome_unknown)
+	{
+		JsonbValue	value = {.type = jbvBool,.val.boolean = true};
+
+		push_key(&state, "outcome_unknown");
+		pushJsonbValue(&state, WJB_VALUE, &value);
+	}
 	object = pushJsonbValue(&state, WJB_END_OBJECT, NULL);
 	return JsonbValueToJsonb(object);
 }
@@ -319,7 +326,7 @@ void
 saga_binding_give_context(SagaBinding *binding, const SagaCallRequest *request,
 						  const char *idempotency_key)
 {
-	Jsonb	   *context = build_context(request, idempotency_key);
+	Jsonb	   *context = saga_binding_context(request, idempotency_key);
 
 	Assert(binding->takes_context);
 	binding->values->params[0].value = JsonbPGetDatum(context);

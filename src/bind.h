@@ -55,6 +55,13 @@ extern void saga_binding_give_context(SagaBinding *binding,
 									  const SagaCallRequest *request,
 									  const char *idempotency_key);
 
+/*
+ * The context: what a function that takes one jsonb gets, and a participant.
+ * In CurrentMemoryContext; runs no code of the user, so anybody may call it.
+ */
+extern Jsonb *saga_binding_context(const SagaCallRequest *request,
+								   const char *idempotency_key);
+
 /* The name of a parameter, from 0. */
 extern const char *saga_binding_name(const SagaBinding *binding, int i);
 

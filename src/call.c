@@ -276,10 +276,13 @@ handle_timer(void)
 static int64
 attempt_limit(const SagaCallRequest *request, bool *is_role)
 {
-	int64		limit;
+	const SagaStep *step = &request->definition->steps[request->step];
+	int64		limit = 0;
 	int64		role_limit = (int64) StatementTimeout * 1000;
 
-	limit = request->definition->steps[request->step].timeout[request->operation];
+	/* that of an external step is its participant's */
+	if (step->kind != SAGA_KIND_EXTERNAL)
+		limit = step->timeout[request->operation];
 	if (limit <= 0)
 		limit = (int64) saga_step_timeout * 1000;
 	*is_role = role_limit > 0 && (limit <= 0 || role_limit < limit);

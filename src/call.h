@@ -44,6 +44,8 @@ typedef struct SagaCallRequest
 	const Jsonb *element_value; /* foreach: the element; else NULL */
 	const Jsonb *own_result;	/* compensation, confirmation: the action's, of
 								 * this element; may be NULL */
+	bool		outcome_unknown;	/* compensation: the action may have had its
+									 * effect, or not */
 	bool		in_worker;		/* a saga worker: nothing in the session is
 								 * anybody else's */
 	bool		in_batch;		/* others share the transaction */

@@ -41,13 +41,7 @@
 
 #include "catalog.h"
 #include "owner.h"
-
-/* A role as a table keeps it: it counts only while both match. */
-typedef struct RoleRef
-{
-	Oid			oid;
-	const char *name;
-} RoleRef;
+#include "role.h"
 
 /* A cached version; the definition comes first, and stands for all of it. */
 typedef struct CachedVersion
@@ -56,7 +50,7 @@ typedef struct CachedVersion
 	MemoryContext context;		/* that it is in */
 	uint32		stamp;			/* number of invalidations when it was loaded */
 	int			ngrants;
-	RoleRef    *grants;
+	SagaRoleRef *grants;
 	struct CachedVersion *next; /* among the old ones */
 } CachedVersion;
 
@@ -77,7 +71,7 @@ typedef struct NameEntry
 typedef struct DefinitionRow
 {
 	int32		id;
-	RoleRef		owner;
+	SagaRoleRef owner;
 } DefinitionRow;
 
 static HTAB *versions = NULL;
@@ -91,7 +85,7 @@ static Oid	definition_relation = InvalidOid;
 #define VERSION_COLUMNS \
 	"v.id, d.id, v.name, v.version, d.owner, d.owner_name, d.enabled, " \
 	"d.max_running, d.deadline, v.steps, d.exclusive, d.exclusive_until, " \
-	"d.exclusive_timeout "
+	"d.exclusive_timeout, v.created_by "
 
 
 /* ---- rows ------------------------------------------------------------- */
@@ -158,42 +152,22 @@ write_rows(const char *sql, int nargs, Oid *types, Datum *values,
 /* ---- roles ------------------------------------------------------------ */
 
 static bool
-role_is_there(const RoleRef *role)
-{
-	char	   *name;
-
-	if (!OidIsValid(role->oid) || role->name == NULL)
-		return false;
-	name = GetUserNameFromId(role->oid, true);
-	return name != NULL && strcmp(name, role->name) == 0;
-}
-
-/* Has "user" the privileges of this role?  A superuser has, even if it is gone. */
-static bool
-has_privileges(Oid user, const RoleRef *role)
-{
-	if (superuser_arg(user))
-		return true;
-	return role_is_there(role) && has_privs_of_role(user, role->oid);
-}
-
-static bool
-is_granted(Oid user, const RoleRef *grantee)
+is_granted(Oid user, const SagaRoleRef *grantee)
 {
 	if (!OidIsValid(grantee->oid))
 		return strcmp(grantee->name, "public") == 0;
-	return role_is_there(grantee) && has_privs_of_role(user, grantee->oid);
+	return saga_role_is_there(grantee) && has_privs_of_role(user, grantee->oid);
 }
 
 static void
-check_owner(const char *name, const RoleRef *owner, Oid user)
+check_owner(const char *name, const SagaRoleRef *owner, Oid user)
 {
-	if (has_privileges(user, owner))
+	if (saga_role_has_privileges(user, owner))
 		return;
 	ereport(ERROR,
 			errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 			errmsg("permission denied for saga definition \"%s\"", name),
-			role_is_there(owner) ? 0 :
+			saga_role_is_there(owner) ? 0 :
 			errdetail("Its owner, role \"%s\", is gone or has another name now.",
 					  owner->name));
 }
@@ -219,7 +193,7 @@ similar_definition(const char *name, Oid user)
 	for (uint64 i = 0; i < SPI_processed; i++)
 	{
 		char	   *candidate = row_text(i, 1);
-		RoleRef		role = {DatumGetObjectId(row_datum(i, 2)), row_text(i, 3)};
+		SagaRoleRef role = {DatumGetObjectId(row_datum(i, 2)), row_text(i, 3)};
 		int			distance;
 
 		if (length > SAGA_MAX_NAME ||
@@ -301,7 +275,7 @@ load_grants(CachedVersion *version)
 				"WHERE g.definition_id = $1", 1, types, values);
 	version->ngrants = (int) SPI_processed;
 	version->grants = MemoryContextAlloc(version->context,
-										 Max(SPI_processed, 1) * sizeof(RoleRef));
+										 Max(SPI_processed, 1) * sizeof(SagaRoleRef));
 	for (int i = 0; i < version->ngrants; i++)
 	{
 		version->grants[i].oid = DatumGetObjectId(row_datum(i, 1));
@@ -354,6 +328,7 @@ make_version(uint32 stamp)
 	def->definition_id = DatumGetInt32(row_datum(0, 2));
 	def->name = MemoryContextStrdup(context, row_text(0, 3));
 	def->version = DatumGetInt32(row_datum(0, 4));
+	def->created_by = MemoryContextStrdup(context, row_text(0, 14));
 	if (def->definition_id != 0)
 	{
 		def->owner = DatumGetObjectId(row_datum(0, 5));
@@ -528,10 +503,10 @@ saga_catalog_forget_old(void)
 static bool
 may_begin(const CachedVersion *version, Oid user)
 {
-	RoleRef		owner = {version->definition.owner,
+	SagaRoleRef owner = {version->definition.owner,
 	version->definition.owner_name};
 
-	if (has_privileges(user, &owner))
+	if (saga_role_has_privileges(user, &owner))
 		return true;
 	for (int i = 0; i < version->ngrants; i++)
 	{
@@ -556,12 +531,12 @@ static void
 check_begin(const CachedVersion *version, bool trust_definition)
 {
 	const SagaDefinition *def = &version->definition;
-	RoleRef		owner = {def->owner, def->owner_name};
+	SagaRoleRef owner = {def->owner, def->owner_name};
 	Oid			user = GetUserId();
 
 	check_may_begin(version);
 	if (!trust_definition && superuser_arg(user) &&
-		!(role_is_there(&owner) && superuser_arg(owner.oid)))
+		!(saga_role_is_there(&owner) && superuser_arg(owner.oid)))
 		ereport(ERROR,
 				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				errmsg("superusers do not begin saga definition \"%s\" unasked",
@@ -654,7 +629,7 @@ bool
 saga_catalog_may_run(const SagaDefinition *definition, Oid role,
 					 const char **why)
 {
-	RoleRef		owner = {definition->owner, definition->owner_name};
+	SagaRoleRef owner = {definition->owner, definition->owner_name};
 
 	*why = NULL;
 	if (definition->definition_id == 0)
@@ -663,7 +638,7 @@ saga_catalog_may_run(const SagaDefinition *definition, Oid role,
 		*why = psprintf("Role \"%s\" may not begin sagas of the definition.",
 						GetUserNameFromId(role, false));
 	else if (superuser_arg(role) &&
-			 !(role_is_there(&owner) && superuser_arg(owner.oid)))
+			 !(saga_role_is_there(&owner) && superuser_arg(owner.oid)))
 		/* whoever asks for it cannot say that the superuser trusts the owner */
 		*why = psprintf("Role \"%s\", which is not a superuser, chooses the functions that would run with a superuser's privileges.",
 						definition->owner_name);
@@ -734,7 +709,7 @@ is_defined(const char *name, Oid user)
 {
 	Oid			types[] = {TEXTOID};
 	Datum		values[] = {CStringGetTextDatum(name)};
-	RoleRef		owner;
+	SagaRoleRef owner;
 
 	read_latest("SELECT d.owner, d.owner_name FROM saga.definition d "
 				"WHERE d.name = $1", 1, types, values);
@@ -803,7 +778,7 @@ insert_version(const char *name, int version, Jsonb *steps,
 
 /* Between enter and leave: the definition is not as wanted, or there is none. */
 static int
-add_version(const char *name, Jsonb *steps, Oid user)
+add_version(const char *name, Jsonb *steps, Oid user, bool *stored)
 {
 	char	   *user_name = GetUserNameFromId(user, false);
 	DefinitionRow row;
@@ -824,23 +799,25 @@ add_version(const char *name, Jsonb *steps, Oid user)
 		version++;
 		insert_version(name, version, steps, user_name);
 	}
+	*stored = !same;
 	return version;
 }
 
 int
-saga_catalog_define(const char *name, Jsonb *steps)
+saga_catalog_define(const char *name, Jsonb *steps, bool *stored)
 {
 	SagaOwnerSwitch owner;
 	Oid			user = GetUserId();
 	int			version;
 	bool		same = false;
 
+	*stored = false;
 	saga_owner_enter(&owner);
 	version = is_defined(name, user) ? newest_version(name, steps, &same) : 0;
 	if (!same)
 	{
 		PreventCommandIfReadOnly("saga.define()");
-		version = add_version(name, steps, user);
+		version = add_version(name, steps, user, stored);
 		changed();
 	}
 	saga_owner_leave(&owner);

@@ -62,8 +62,9 @@ extern bool saga_catalog_has_version(int32 id);
 
 /* ---- changes: each checks that the current user may make it ------------- */
 
-/* Make this the newest version, unless it is already; returns its number. */
-extern int	saga_catalog_define(const char *name, Jsonb *steps);
+/* Make this the newest version, unless it is already; returns its number, and
+ * whether it was stored. */
+extern int	saga_catalog_define(const char *name, Jsonb *steps, bool *stored);
 
 /* What saga.configure() was given; NULL = leave it as it is. */
 typedef struct SagaCatalogSettings

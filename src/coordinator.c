@@ -6,7 +6,8 @@
  * whose process ended; looks at the database as a whole, at first, when
  * something falls due and at most once a minute, and has workers started for
  * the roles that have something to do; acts on messages for roles that can
- * have no worker; sends alerts.
+ * have no worker; sends alerts; announces queues of tasks, ends leases that are
+ * over and deletes tasks that ended long ago.
  *
  * It is a superuser's session and runs no user code, ever.  Whatever ALTER
  * DATABASE or ALTER ROLE ... SET says, its settings are its own.
@@ -40,6 +41,7 @@
 #include "guc.h"
 #include "owner.h"
 #include "process.h"
+#include "qstate.h"
 #include "shared.h"
 
 /* How long it stays when there is nothing to do. */
@@ -50,7 +52,21 @@
 #define SWEEP_PAUSE		(200 * INT64CONST(1000))
 #define SWEEP_INTERVAL	(60 * USECS_PER_SEC)
 
+/* For what comes so soon it stays. */
+#define SOON			USECS_PER_SEC
+
+/* Between two looks for tasks that wait, for leases that are over, and for tasks
+ * that ended long ago, unless the last one found a whole batch of them. */
+#define LOOK_PAUSE		(100 * INT64CONST(1000))
+#define LEASE_PAUSE		(50 * INT64CONST(1000))
+#define PURGE_PAUSE		(60 * USECS_PER_SEC)
+#define PURGE_BATCH		1000
+
+/* An answer that its saga has not taken for so long is taken for forgotten. */
+#define ANSWER_PATIENCE	(2 * USECS_PER_SEC)
+
 static TimestampTz last_sweep = 0;
+static TimestampTz last_look = 0;
 
 static void
 begin_transaction(void)
@@ -123,6 +139,8 @@ probe(void)
 	if (!saga_database_set_state(ready ? SAGA_DATABASE_READY :
 								 SAGA_DATABASE_ABSENT))
 		return false;
+	if (!ready)
+		saga_qstate_forget_database(MyDatabaseId);
 	if (!there)
 		saga_blocked_set(MyDatabaseId, InvalidOid, SAGA_BLOCKED_NOT);
 	else if (!ready &&
@@ -166,6 +184,76 @@ has_prepared(void)
 	return found;
 }
 
+/* Announce queues; those that were lately come later. */
+static void
+announce(void)
+{
+	pgstat_report_activity(STATE_RUNNING, "announcing tasks");
+	saga_engine_announce(&coordinator_driver);
+	saga_duty_at(SAGA_DUTY_ANNOUNCE, saga_qstate_announce_at());
+}
+
+static void
+expire_leases(TimestampTz answered_before)
+{
+	TimestampTz next;
+
+	pgstat_report_activity(STATE_RUNNING, "ending leases that are over");
+	next = saga_engine_expire_leases(&coordinator_driver,
+									 answered_before);
+	saga_duty_at(SAGA_DUTY_LEASES,
+				 Max(next, GetCurrentTimestamp() + LEASE_PAUSE));
+}
+
+/*
+ * Delete tasks that ended long ago.  When the next of them is to be deleted
+ * nobody knows, only when the last one is: as long as there are some each time
+ * the looks follow each other, else the next one is at that time.
+ */
+static void
+purge_tasks(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	int64		retention = saga_answer_retention * USECS_PER_SEC;
+	TimestampTz last = Min(saga_coordinator_task_ended(), now) + retention;
+	int64		n;
+
+	pgstat_report_activity(STATE_RUNNING, "deleting tasks that ended long ago");
+	n = saga_engine_purge_tasks(&coordinator_driver);
+	if (n >= PURGE_BATCH)
+		saga_duty_at(SAGA_DUTY_PURGE, now);
+	else if (n >= 0 && now < last)
+		saga_duty_at(SAGA_DUTY_PURGE,
+					 n > 0 ? now + PURGE_PAUSE : Max(last, now + PURGE_PAUSE));
+}
+
+/*
+ * Look for tasks of which memory may not know, since the server or a process
+ * ended, or a table was full.  "remind" tells to announce all queues in which
+ * tasks wait; else it is done once in a while, in case somebody did not listen.
+ */
+static void
+look_for_tasks(bool remind)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	expire_leases(now - ANSWER_PATIENCE);
+	if (saga_coordinator_may_remind(now) || remind)
+	{
+		pgstat_report_activity(STATE_RUNNING, "looking for tasks that wait");
+		saga_engine_look_for_tasks(&coordinator_driver);
+		last_look = now;
+	}
+	if (saga_coordinator_task_ended() == 0)
+	{
+		saga_task_has_ended(now);
+		saga_duty_at(SAGA_DUTY_PURGE, now);
+	}
+	else
+		saga_duty_at(SAGA_DUTY_PURGE,
+					 now + saga_answer_retention * USECS_PER_SEC);
+}
+
 /*
  * Look at the database as a whole, and set the time of the next look.  What
  * falls due earlier is left to the pools that know of it.
@@ -178,13 +266,14 @@ sweep(void)
 	TimestampTz next = DT_NOEND;
 	bool		prepared;
 	bool		unfinished;
+	bool		tasks;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for sagas that are due");
 	/* asked before the look: who commits in between is seen by it, or asks for
 	 * another one */
 	saga_coordinator_set_deadline(DT_NOEND);
 	prepared = has_prepared();
-	due = saga_engine_sweep(&coordinator_driver, &unfinished);
+	due = saga_engine_sweep(&coordinator_driver, &unfinished, &tasks);
 	last_sweep = GetCurrentTimestamp();
 
 	if (unfinished || prepared)
@@ -194,6 +283,8 @@ sweep(void)
 		next = Min(next, Max(due, last_sweep + SWEEP_PAUSE));
 	if (next < saga_coordinator_deadline())
 		saga_coordinator_set_deadline(next);
+	if (tasks)
+		look_for_tasks(false);
 }
 
 /* Act on what people asked of sagas whose role can have no worker. */
@@ -234,6 +325,40 @@ record_lost(void)
 	}
 }
 
+/* Do what is to be done for tasks by now; returns whether there was anything. */
+static bool
+do_duties(TimestampTz now)
+{
+	bool		any = false;
+
+	if (saga_coordinator_take_duty(SAGA_DUTY_ANNOUNCE, now))
+	{
+		announce();
+		any = true;
+	}
+	if (saga_coordinator_take_duty(SAGA_DUTY_LOOK, now))
+	{
+		if (last_look <= now && now - last_look < LOOK_PAUSE)
+			saga_duty_at(SAGA_DUTY_LOOK, last_look + LOOK_PAUSE);
+		else
+		{
+			look_for_tasks(true);
+			any = true;
+		}
+	}
+	if (saga_coordinator_take_duty(SAGA_DUTY_LEASES, now))
+	{
+		expire_leases(DT_NOBEGIN);
+		any = true;
+	}
+	if (saga_coordinator_take_duty(SAGA_DUTY_PURGE, now))
+	{
+		purge_tasks();
+		any = true;
+	}
+	return any;
+}
+
 /* Do what is wanted; returns whether there was anything. */
 static bool
 take_turn(bool *ready)
@@ -267,7 +392,7 @@ take_turn(bool *ready)
 		pgstat_report_activity(STATE_RUNNING, "sending alerts");
 		saga_engine_send_alerts(&coordinator_driver);
 	}
-	return wants != 0;
+	return do_duties(now) || wants != 0;
 }
 
 /* The work, until there is none or it is told to stop. */
@@ -280,7 +405,8 @@ work(MemoryContext turn_context)
 	for (;;)
 	{
 		TimestampTz now;
-		TimestampTz until;
+		TimestampTz leave_at;
+		TimestampTz next;
 
 		ResetLatch(MyLatch);
 		if (ProcDiePending || saga_coordinator_should_stop())
@@ -302,22 +428,25 @@ work(MemoryContext turn_context)
 		}
 
 		now = GetCurrentTimestamp();
-		until = Min(idle_since + LINGER, saga_coordinator_deadline());
-		if (!ready || now >= idle_since + LINGER ||
+		leave_at = idle_since + LINGER;
+		next = Min(saga_coordinator_deadline(), saga_coordinator_next_duty());
+		if (!ready || (now >= leave_at && next - SOON > now) ||
 			saga_coordinator_is_wanted_elsewhere())
 		{
 			if (!ready || saga_coordinator_try_leave())
 				return;
 			continue;
 		}
-		if (until <= now)
+		if (next - SOON > now)
+			next = Min(next, leave_at);
+		if (next <= now)
 			continue;
 
 		pgstat_report_stat(true);
 		pgstat_report_activity(STATE_IDLE, NULL);
 		(void) WaitLatch(MyLatch,
 						 WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
-						 TimestampDifferenceMilliseconds(now, until) + 1,
+						 TimestampDifferenceMilliseconds(now, next),
 						 PG_WAIT_EXTENSION);
 	}
 }

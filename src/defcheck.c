@@ -117,13 +117,15 @@ static void
 write_operation(SagaJsonWriter *writer, const SagaStepInput *step,
 				SagaOperation operation)
 {
-	if (!OidIsValid(step->oid[operation]) &&
+	if (step->function[operation] == NULL &&
 		operation != SAGA_OPERATION_ACTION)
 		return;
 	saga_json_key(writer, saga_operation_name(operation));
 	saga_json_begin_object(writer);
 	if (OidIsValid(step->oid[operation]))
 		write_function(writer, step->oid[operation]);
+	else
+		saga_json_put_string(writer, "task", step->function[operation]);
 	if (step->timeout[operation] != 0)
 		saga_json_put_seconds(writer, "timeout", step->timeout[operation]);
 	saga_json_key(writer, "retry");
@@ -168,6 +170,15 @@ write_kind(SagaJsonWriter *writer, const SagaStepInput *step)
 			break;
 		case SAGA_KIND_CHILD:
 			saga_json_put_string(writer, "definition", step->child);
+			break;
+		case SAGA_KIND_EXTERNAL:
+			saga_json_put_string(writer, "queue", step->queue);
+			if (step->claim_timeout != 0)
+				saga_json_put_seconds(writer, "claim_timeout",
+									  step->claim_timeout);
+			if (step->total_timeout != 0)
+				saga_json_put_seconds(writer, "total_timeout",
+									  step->total_timeout);
 			break;
 	}
 }
@@ -290,6 +301,12 @@ deconstruct_steps(ArrayType *array, Datum **values, int *n)
  *	  "kind": "child", "definition": "shipping"
  *										"action" has the function that makes its
  *										input, if there is one
+ *	  "kind": "external", "queue": "payments",
+ *	  "claim_timeout": 60, "total_timeout": 3600
+ *										seconds, absent: no limit.  "action",
+ *										"compensation" and "confirmation" have
+ *										"task": "charge" in place of "function",
+ *										"context" and "arguments"
  *
  * Further kinds and fields come with later versions; what is stored is never
  * changed.

@@ -13,6 +13,7 @@
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "nodes/pg_list.h"
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
@@ -26,6 +27,7 @@
 #include "define.h"
 #include "definition.h"
 #include "json.h"
+#include "queue.h"
 #include "shared.h"
 
 PG_FUNCTION_INFO_V1(saga_retry_policy);
@@ -33,6 +35,7 @@ PG_FUNCTION_INFO_V1(saga_step);
 PG_FUNCTION_INFO_V1(saga_timer_step);
 PG_FUNCTION_INFO_V1(saga_signal_step);
 PG_FUNCTION_INFO_V1(saga_child_step);
+PG_FUNCTION_INFO_V1(saga_external_step);
 PG_FUNCTION_INFO_V1(saga_define);
 PG_FUNCTION_INFO_V1(saga_configure);
 PG_FUNCTION_INFO_V1(saga_drop_definition);
@@ -302,14 +305,115 @@ saga_child_step(PG_FUNCTION_ARGS)
 	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
 }
 
+Datum
+saga_external_step(PG_FUNCTION_ARGS)
+{
+	SagaJsonWriter writer = NULL;
+	const char *where = begin_step(&writer, fcinfo, SAGA_KIND_EXTERNAL);
 
-/* ---- definitions ------------------------------------------------------ */
+	put_text(&writer, fcinfo, 1, "queue");
+	put_text(&writer, fcinfo, 2, "action");
+	put_text(&writer, fcinfo, 3, "compensation");
+	put_text(&writer, fcinfo, 4, "confirmation");
+	put_true(&writer, fcinfo, 5, "pivot");
+	put_interval(&writer, fcinfo, 6, "timeout", where);
+	put_interval(&writer, fcinfo, 7, "claim_timeout", where);
+	put_interval(&writer, fcinfo, 8, "total_timeout", where);
+	put_jsonb(&writer, fcinfo, 9, "retry");
+	put_interval(&writer, fcinfo, 10, "compensation_timeout", where);
+	put_jsonb(&writer, fcinfo, 11, "compensation_retry");
+	put_interval(&writer, fcinfo, 12, "confirmation_timeout", where);
+	put_jsonb(&writer, fcinfo, 13, "confirmation_retry");
+	put_conditions(&writer, fcinfo, 14, where);
+	put_loop(&writer, fcinfo, 16);
+	put_savepoint(&writer, fcinfo, 19);
+	put_lock(&writer, fcinfo, 22, where);
+	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
+}
+
+
+/* ---- queues of external steps ----------------------------------------- */
 
 static void
 describe_step(void *arg)
 {
 	errcontext("step \"%s\"", ((const SagaStep *) arg)->name);
 }
+
+/* An error names the step. */
+static void
+use_queue(const SagaStep *step)
+{
+	ErrorContextCallback callback = {
+		.previous = error_context_stack,
+		.callback = describe_step,
+		.arg = (void *) step
+	};
+
+	error_context_stack = &callback;
+	saga_queue_use_in_definition(step->queue);
+	error_context_stack = callback.previous;
+}
+
+static int
+compare_queues(const ListCell *a, const ListCell *b)
+{
+	const SagaStep *first = lfirst(a);
+	const SagaStep *second = lfirst(b);
+	int			order = strcmp(first->queue, second->queue);
+
+	return order != 0 ? order : first < second ? -1 : 1;
+}
+
+/*
+ * Of each queue the first step that names it, in the order of the names: so do
+ * all who define, and do not wait for each other crosswise.
+ */
+static List *
+find_queues(const SagaDefinition *def)
+{
+	List	   *external = NIL;
+	List	   *queues = NIL;
+	ListCell   *cell;
+
+	for (int i = 0; i < def->rules.nsteps; i++)
+	{
+		if (def->steps[i].kind == SAGA_KIND_EXTERNAL)
+			external = lappend(external, (void *) &def->steps[i]);
+	}
+	list_sort(external, compare_queues);
+	foreach(cell, external)
+	{
+		SagaStep   *step = lfirst(cell);
+
+		if (queues == NIL ||
+			strcmp(((SagaStep *) llast(queues))->queue, step->queue) != 0)
+			queues = lappend(queues, step);
+	}
+	return queues;
+}
+
+/* The user's right on those that are there; returns those that are not. */
+static List *
+check_queues(List *queues)
+{
+	List	   *missing = NIL;
+	ListCell   *cell;
+
+	foreach(cell, queues)
+	{
+		SagaStep   *step = lfirst(cell);
+
+		if (saga_queue_find(step->queue) != NULL)
+			use_queue(step);
+		else
+			missing = lappend(missing, step);
+	}
+	return missing;
+}
+
+
+/* ---- definitions ------------------------------------------------------ */
 
 /*
  * The definition of a child: there, open to the current user, and without a
@@ -341,41 +445,57 @@ check_child(const SagaDefinition *def, int position)
 				errhint("Make the step the pivot of this definition, or put it after the pivot."));
 }
 
-static void
-check_children(const char *name, Jsonb *steps)
-{
-	SagaDefinition def = {.name = name};
-
-	saga_definition_build(&def, steps, CurrentMemoryContext);
-	for (int i = 0; i < def.rules.nsteps; i++)
-	{
-		CHECK_FOR_INTERRUPTS();
-		if (def.steps[i].kind == SAGA_KIND_CHILD)
-			check_child(&def, i);
-	}
-}
-
-Jsonb *
-saga_define_check(const char *name, ArrayType *array)
+/* Also makes "def", of what is returned. */
+static Jsonb *
+check_steps(const char *name, ArrayType *array, SagaDefinition *def)
 {
 	Jsonb	   *steps;
 
 	if (array == NULL)
 		array = construct_empty_array(JSONBOID);
 	steps = saga_definition_check(name, array);
-	check_children(name, steps);
+	def->name = name;
+	saga_definition_build(def, steps, CurrentMemoryContext);
+	for (int i = 0; i < def->rules.nsteps; i++)
+	{
+		CHECK_FOR_INTERRUPTS();
+		if (def->steps[i].kind == SAGA_KIND_CHILD)
+			check_child(def, i);
+	}
 	return steps;
+}
+
+Jsonb *
+saga_define_check(const char *name, ArrayType *array)
+{
+	SagaDefinition def = {0};
+
+	return check_steps(name, array, &def);
 }
 
 Datum
 saga_define(PG_FUNCTION_ARGS)
 {
 	char	   *name = definition_argument(fcinfo);
+	SagaDefinition def = {0};
 	ArrayType  *array;
+	Jsonb	   *steps;
+	List	   *missing;
+	ListCell   *cell;
+	int			version;
+	bool		stored;
 
 	refuse_if_restricted("saga.define()");
 	array = PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1);
-	PG_RETURN_INT32(saga_catalog_define(name, saga_define_check(name, array)));
+	steps = check_steps(name, array, &def);
+	missing = check_queues(find_queues(&def));
+	version = saga_catalog_define(name, steps, &stored);
+	if (stored)
+	{
+		foreach(cell, missing)
+			use_queue(lfirst(cell));
+	}
+	PG_RETURN_INT32(version);
 }
 
 static void

@@ -38,7 +38,8 @@ static const char *const kind_names[SAGA_NKIND] =
 	[SAGA_KIND_LOCAL] = "local",
 	[SAGA_KIND_TIMER] = "timer",
 	[SAGA_KIND_SIGNAL] = "signal",
-	[SAGA_KIND_CHILD] = "child"
+	[SAGA_KIND_CHILD] = "child",
+	[SAGA_KIND_EXTERNAL] = "external"
 };
 
 const char *
@@ -454,6 +455,7 @@ load_operation(JsonbContainer *object, SagaOperation operation,
 	if (op == NULL)
 		return;
 	step->function[operation] = load_text(op, "function");
+	step->task[operation] = load_text(op, "task");
 	step->timeout[operation] = load_duration(op, "timeout", 0);
 	policy = load_object(op, "retry");
 	if (policy == NULL)
@@ -493,7 +495,20 @@ load_kind(JsonbContainer *object, SagaStep *step)
 		case SAGA_KIND_CHILD:
 			step->child = load_string(object, "definition");
 			break;
+		case SAGA_KIND_EXTERNAL:
+			step->queue = load_string(object, "queue");
+			step->claim_timeout = load_duration(object, "claim_timeout", 0);
+			step->total_timeout = load_duration(object, "total_timeout", 0);
+			if (step->task[SAGA_OPERATION_ACTION] == NULL)
+				corrupted("action");
+			break;
 	}
+}
+
+static bool
+has_operation(const SagaStep *step, SagaOperation operation)
+{
+	return step->function[operation] != NULL || step->task[operation] != NULL;
 }
 
 static void
@@ -515,10 +530,8 @@ load_step(JsonbContainer *object, SagaStep *step, SagaStepRule *rule)
 		load_operation(object, (SagaOperation) op, step, rule);
 	load_kind(object, step);
 
-	rule->has_compensation =
-		step->function[SAGA_OPERATION_COMPENSATION] != NULL;
-	rule->has_confirmation =
-		step->function[SAGA_OPERATION_CONFIRMATION] != NULL;
+	rule->has_compensation = has_operation(step, SAGA_OPERATION_COMPENSATION);
+	rule->has_confirmation = has_operation(step, SAGA_OPERATION_CONFIRMATION);
 	rule->parallel = load_count(object, "parallel", 0);
 	rule->quorum = load_count(object, "quorum", 0);
 	rule->savepoint = saga_json_get(object, "savepoint", &value) &&
@@ -670,6 +683,7 @@ load_references(SagaDefinition *def, SagaStep *step, SagaStepRule *rule,
 	def->has_exclusive |= rule->exclusive;
 	def->has_concurrency |= step->concurrency > 0;
 	def->has_children |= step->kind == SAGA_KIND_CHILD;
+	def->has_external |= step->kind == SAGA_KIND_EXTERNAL;
 	def->rules.has_savepoints |= rule->savepoint;
 }
 

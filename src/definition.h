@@ -28,10 +28,11 @@ typedef enum SagaStepKind
 	SAGA_KIND_LOCAL,			/* functions of this database */
 	SAGA_KIND_TIMER,			/* waits for a time */
 	SAGA_KIND_SIGNAL,			/* waits for saga.signal() */
-	SAGA_KIND_CHILD				/* another saga */
+	SAGA_KIND_CHILD,			/* another saga */
+	SAGA_KIND_EXTERNAL			/* programs outside, by tasks of a queue */
 } SagaStepKind;
 
-#define SAGA_NKIND	(SAGA_KIND_CHILD + 1)
+#define SAGA_NKIND	(SAGA_KIND_EXTERNAL + 1)
 
 /* "local", "timer" ...; never NULL. */
 extern const char *saga_step_kind_name(SagaStepKind kind);
@@ -81,6 +82,14 @@ typedef struct SagaStep
 	const char *child;			/* CHILD: name of the definition.  Without an
 								 * action the child's input is the parent's, or
 								 * the element */
+	const char *queue;			/* EXTERNAL: where its tasks are offered */
+	const char *task[SAGA_NOPERATION];	/* EXTERNAL: what the participant is told
+										 * to do; NULL = no such operation */
+	int64		claim_timeout;	/* EXTERNAL: how long its action waits to be
+								 * claimed; microseconds, 0 = no limit */
+	int64		total_timeout;	/* EXTERNAL: how long its action may take, with
+								 * all attempts; likewise.  "timeout" is from the
+								 * claim of an attempt, 0 = no limit */
 } SagaStep;
 
 /* One version of a definition, with the settings of the whole. */
@@ -92,6 +101,7 @@ typedef struct SagaDefinition
 	int			version;
 	Oid			owner;
 	const char *owner_name;
+	const char *created_by;		/* the role that defined this version */
 	bool		enabled;
 	int			max_running;	/* 0 = no limit */
 	int64		deadline;		/* microseconds after begin; 0 = none */
@@ -105,6 +115,7 @@ typedef struct SagaDefinition
 	bool		has_exclusive;	/* a step has, or has concurrency */
 	bool		has_concurrency;	/* a step has */
 	bool		has_children;	/* a step is one */
+	bool		has_external;	/* likewise */
 
 	/* names of parameters without a default, of actions and compensations,
 	 * that no step before provides: the input of a saga must have a field of
@@ -142,8 +153,9 @@ extern void saga_definition_default_policy(SagaOperation operation,
 										   SagaRetryPolicy *policy);
 
 /* Raises: this field, which stands there, cannot be so. */
-extern void saga_definition_invalid(const char *field, const char *where,
-									const char *detail) pg_attribute_noreturn();
+extern _Noreturn void saga_definition_invalid(const char *field,
+											  const char *where,
+											  const char *detail);
 
 /* Microseconds of an interval without months; raises on others, naming the
  * field and where it stands. */

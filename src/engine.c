@@ -24,6 +24,7 @@
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "commands/async.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "utils/guc.h"
@@ -38,8 +39,12 @@
 #include "guc.h"
 #include "locks.h"
 #include "owner.h"
+#include "qstate.h"
 #include "record.h"
 #include "store.h"
+#include "tables.h"
+#include "task.h"
+#include "upkeep.h"
 
 /* So many of one definition in what a scan finds are a backlog, */
 #define BACKLOG			64
@@ -78,6 +83,14 @@ begin_transaction(SagaRun *run, int isolation, bool in_batch)
 												 saga_batch_time);
 }
 
+/* The transaction that is open needs not be flushed. */
+static void
+allow_asynchronous_commit(void)
+{
+	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
+}
+
 /*
  * The commits between local steps may be asynchronous if the role says so: no
  * later durable commit survives a crash without them.
@@ -89,9 +102,7 @@ commit_transaction(SagaRun *run)
 	if (run->force)
 		ForceSyncCommit();
 	else if (saga_local_commit == SAGA_LOCAL_COMMIT_ASYNC && !run->flush)
-		(void) set_config_option("synchronous_commit", "off",
-								 PGC_USERSET, PGC_S_SESSION,
-								 GUC_ACTION_LOCAL, true, 0, false);
+		allow_asynchronous_commit();
 	saga_call_reset();
 	run->driver->commit();
 	run->result->transactions++;
@@ -720,6 +731,14 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 	}
 	if (*complete && n < max)
 	{
+		int			more = saga_task_find_answered(GetUserId(), refs + n,
+												   max - n);
+
+		*complete = more < max - n;
+		n = add_new(refs, n, more);
+	}
+	if (*complete && n < max)
+	{
 		int			more = saga_store_find_role_branches(GetUserId(),
 														 branch_position,
 														 refs + n, max - n);
@@ -747,10 +766,11 @@ note_role(Oid role, bool due, bool message, TimestampTz next_due)
 }
 
 TimestampTz
-saga_engine_sweep(const SagaDriver *driver, bool *unfinished)
+saga_engine_sweep(const SagaDriver *driver, bool *unfinished, bool *tasks)
 {
 	sweep_next_due = DT_NOEND;
 	driver->begin();
+	*tasks = !saga_tables_is_empty("task");
 	*unfinished = saga_store_look(note_role);
 	saga_locks_regrant();
 	driver->commit();
@@ -824,4 +844,69 @@ saga_engine_send_alerts(const SagaDriver *driver)
 	driver->begin();
 	(void) saga_store_send_alerts();
 	driver->commit();
+}
+
+
+/* ---- tasks -------------------------------------------------------------------- */
+
+/* The same queue may be announced twice: that is one notification. */
+static void
+notify_participants(const char *queue)
+{
+	char		channel[NAMEDATALEN];
+
+	snprintf(channel, sizeof(channel), "saga_%s", queue);
+	Async_Notify(channel, NULL);
+}
+
+void
+saga_engine_announce(const SagaDriver *driver)
+{
+	char		queue[SAGA_MAX_QUEUE_NAME + 1];
+
+	if (!saga_qstate_next_announcement(queue))
+		return;
+	driver->begin();
+	/* it changes nothing, and somebody waits for it */
+	allow_asynchronous_commit();
+	do
+		notify_participants(queue);
+	while (saga_qstate_next_announcement(queue));
+	driver->commit();
+}
+
+void
+saga_engine_look_for_tasks(const SagaDriver *driver)
+{
+	char		queue[SAGA_MAX_QUEUE_NAME + 1];
+
+	driver->begin();
+	saga_upkeep_announce_ready();
+	while (saga_qstate_next_unplaced(queue))
+		notify_participants(queue);
+	driver->commit();
+}
+
+TimestampTz
+saga_engine_expire_leases(const SagaDriver *driver,
+						  TimestampTz answered_before)
+{
+	TimestampTz next;
+
+	driver->begin();
+	next = saga_upkeep_end_leases(answered_before);
+	driver->commit();
+	return next;
+}
+
+int64
+saga_engine_purge_tasks(const SagaDriver *driver)
+{
+	int64		n = -1;
+
+	driver->begin();
+	if (!saga_tables_is_empty("task"))
+		n = saga_upkeep_purge();
+	driver->commit();
+	return n;
 }

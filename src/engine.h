@@ -62,9 +62,10 @@ extern void saga_engine_find_from_start(void);
 
 /* Look once at the whole database: wants a pool for each role with something
  * due or a message, and returns the next time anything falls due (DT_NOEND:
- * nothing will).  *unfinished tells whether any saga is not final. */
+ * nothing will).  *unfinished tells whether any saga is not final, *tasks
+ * whether there may be any task. */
 extern TimestampTz saga_engine_sweep(const SagaDriver *driver,
-									 bool *unfinished);
+									 bool *unfinished, bool *tasks);
 
 /* Record that the process ended during this operation. */
 extern void saga_engine_record_lost(const SagaDriver *driver,
@@ -75,5 +76,21 @@ extern void saga_engine_apply_messages(const SagaDriver *driver, Oid role);
 
 /* Send the alerts that wait, with NOTIFY saga_alert. */
 extern void saga_engine_send_alerts(const SagaDriver *driver);
+
+/* Send NOTIFY saga_<queue> for the queues that are to be announced now; no
+ * transaction if there is none. */
+extern void saga_engine_announce(const SagaDriver *driver);
+
+/* Find the queues in which tasks wait: they are to be announced. */
+extern void saga_engine_look_for_tasks(const SagaDriver *driver);
+
+/* End the leases that are over, and see to answers from before that time which
+ * nobody has taken; returns when the next lease ends (DT_NOEND: none does). */
+extern TimestampTz saga_engine_expire_leases(const SagaDriver *driver,
+											 TimestampTz answered_before);
+
+/* Delete a batch of the tasks that ended longer ago than saga.answer_retention.
+ * Returns how many; -1 if there are no tasks at all. */
+extern int64 saga_engine_purge_tasks(const SagaDriver *driver);
 
 #endif							/* SAGA_ENGINE_H */

@@ -49,4 +49,19 @@
 /* The youngest of sagas that wait for each other's locks. */
 #define ERRCODE_SAGA_DEADLOCK MAKE_SQLSTATE('S', 'G', '0', '2', '4')
 
+/* An answer, or more, under a lease that was lost. */
+#define ERRCODE_SAGA_LEASE_LOST MAKE_SQLSTATE('S', 'G', '0', '3', '0')
+
+/* A task was answered already, and differently. */
+#define ERRCODE_SAGA_TASK_ANSWERED MAKE_SQLSTATE('S', 'G', '0', '3', '1')
+
+/* A participant said that its task failed, with no SQLSTATE of its own. */
+#define ERRCODE_SAGA_TASK_FAILED MAKE_SQLSTATE('S', 'G', '0', '3', '2')
+
+/* The lease of a task ended without an answer. */
+#define ERRCODE_SAGA_LEASE_EXPIRED MAKE_SQLSTATE('S', 'G', '0', '3', '3')
+
+/* A task was not claimed, or its step not done, in time. */
+#define ERRCODE_SAGA_TASK_TIMEOUT MAKE_SQLSTATE('S', 'G', '0', '3', '4')
+
 #endif							/* SAGA_ERRCODES_H */

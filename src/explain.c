@@ -220,7 +220,10 @@ fill_row(Row *row, Saga *saga, int i)
 		if (rule->quorum > 0)
 			set_column(row, COL_QUORUM, Int32GetDatum(rule->quorum));
 	}
-	set_text(row, COL_CONFIRMATION, step->function[SAGA_OPERATION_CONFIRMATION]);
+	set_text(row, COL_CONFIRMATION,
+			 step->kind == SAGA_KIND_EXTERNAL ?
+			 step->task[SAGA_OPERATION_CONFIRMATION] :
+			 step->function[SAGA_OPERATION_CONFIRMATION]);
 	if (rule->savepoint)
 	{
 		set_column(row, COL_RECOVERIES, Int32GetDatum(rule->recoveries));

@@ -21,6 +21,7 @@ int			saga_batch_size = 50;
 int			saga_batch_time = 200;
 int			saga_step_timeout = 60 * 1000;
 int			saga_worker_idle_timeout = 10 * 1000;
+int			saga_answer_retention = 60 * 60;
 int			saga_local_commit = SAGA_LOCAL_COMMIT_DURABLE;
 
 static const struct config_enum_entry local_commit_options[] = {
@@ -94,6 +95,15 @@ saga_guc_define(void)
 							10 * 1000, 0, 60 * 60 * 1000,
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("saga.answer_retention",
+							"Sets how long a task is kept after it has ended.",
+							"For so long the same answer is accepted again.",
+							&saga_answer_retention,
+							60 * 60, 60, 30 * 24 * 60 * 60,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
 							NULL, NULL, NULL);
 
 	DefineCustomEnumVariable("saga.local_commit",

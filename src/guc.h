@@ -22,6 +22,7 @@ extern int	saga_batch_size;	/* saga.batch_size */
 extern int	saga_batch_time;	/* saga.batch_time, milliseconds */
 extern int	saga_step_timeout;	/* saga.step_timeout, milliseconds */
 extern int	saga_worker_idle_timeout;	/* saga.worker_idle_timeout, milliseconds */
+extern int	saga_answer_retention;	/* saga.answer_retention, seconds */
 extern int	saga_local_commit;	/* saga.local_commit, a SagaLocalCommit */
 
 /* Define them all; from _PG_init() only. */

@@ -46,6 +46,7 @@
 #include "call.h"
 #include "compat.h"
 #include "hooks.h"
+#include "qstate.h"
 #include "shared.h"
 
 /* How long our processes are waited for; then the command says what it says. */
@@ -392,6 +393,9 @@ at_transaction_end(XactEvent event, void *arg)
 		/* made, dropped, or both: who looks will see */
 		if (noted.extension)
 			saga_database_probe(MyDatabaseId);
+		/* the ids of queues may come again */
+		if (noted.closed)
+			saga_qstate_forget_database(MyDatabaseId);
 	}
 	if (noted.closed)
 		saga_database_open(MyDatabaseId);
@@ -399,7 +403,10 @@ at_transaction_end(XactEvent event, void *arg)
 	{
 		saga_database_open(noted.closed_other);
 		if (noted.dropped_other && event == XACT_EVENT_COMMIT)
+		{
+			saga_qstate_forget_database(noted.closed_other);
 			saga_database_forget(noted.closed_other);
+		}
 	}
 	memset(&noted, 0, sizeof(noted));
 }

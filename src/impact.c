@@ -50,7 +50,7 @@ static SagaStatement compare_steps = {
 	"  WHERE e.key NOT IN ('name', 'after', 'action', 'compensation',"
 	"   'confirmation', 'only_if')"
 	"  UNION ALL"
-	"  SELECT 2, o.n, CASE e.key WHEN 'function' THEN o.op"
+	"  SELECT 2, o.n, CASE e.key WHEN 'function' THEN o.op WHEN 'task' THEN o.op"
 	"    WHEN 'arguments' THEN 'arguments of ' || o.op"
 	"    ELSE CASE o.op WHEN 'action' THEN '' ELSE o.op || '_' END || e.key END, e.value"
 	"  FROM unnest('{action,compensation,confirmation,only_if}'::text[])"
@@ -102,6 +102,7 @@ static SagaStatement compare_steps = {
 	"    WHEN 'and_then' THEN 'retry' WHEN 'recoveries' THEN '1'"
 	"    WHEN 'exclusive_timeout' THEN '3600 s' ELSE 'none' END AS default_text) w"
 	"  WHERE p.name = r.name"
+	"   AND COALESCE(p.old, w.default_text) <> COALESCE(p.new, w.default_text)"
 	/* what belongs to an operation that is there on one side only goes without saying */
 	"   AND NOT (p.m >= 2 AND (p.old IS NULL OR p.new IS NULL)"
 	"    AND (p.m = 3 OR p.field LIKE 'arguments of %'))"

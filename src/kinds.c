@@ -1,6 +1,6 @@
 /*
  * kinds.c
- *		Owns what timers, signals and child sagas do.
+ *		Owns what timers, signals, child sagas and external steps do.
  *
  * An operation of theirs is begun by making it RUNNING: until a time, until a
  * message, until the child has ended.  The intent and whatever it sends (the
@@ -17,11 +17,18 @@
  * Each may be repeated: the machine takes only what it expects, and a child
  * that has ended answers again.  A parent never ends before it has told each
  * child that may still run.
+ *
+ * External steps.  The operation is RUNNING from the offer of its task until an
+ * outcome comes, as a message: of the participant, or of the coordinator when a
+ * lease is over.  Its time in between is when the task is to be looked at: it
+ * has waited too long to be claimed, the action as a whole has taken too long,
+ * or its row was locked by a participant when it was to be withdrawn.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
 #include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
@@ -31,7 +38,12 @@
 #include "json.h"
 #include "kinds.h"
 #include "owner.h"
+#include "queue.h"
 #include "record.h"
+#include "task.h"
+
+/* A task whose row somebody has locked is looked at again after so long. */
+#define TAKEN_PAUSE		USECS_PER_SEC
 
 /* A tree of sagas that is deeper than this is taken for one without end. */
 #define MAX_DEPTH		1000
@@ -257,6 +269,464 @@ operate_child(Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 }
 
 
+/* ---- external steps -------------------------------------------------------- */
+
+/* The moment at which the action as a whole has taken too long. */
+static TimestampTz
+total_end(const Saga *saga, const SagaTask *task)
+{
+	int64		total = step_of(saga, task)->total_timeout;
+
+	if (task->operation != SAGA_OPERATION_ACTION || total == 0)
+		return DT_NOEND;
+	return saga_record_row(saga, task)->started_at + total;
+}
+
+/* The moment at which it has waited too long to be claimed. */
+static TimestampTz
+claim_end(const Saga *saga, const SagaTask *task, TimestampTz offered_at)
+{
+	int64		claim = step_of(saga, task)->claim_timeout;
+
+	if (task->operation != SAGA_OPERATION_ACTION || claim == 0)
+		return DT_NOEND;
+	return offered_at + claim;
+}
+
+/*
+ * The deadline of a saga counts until its pivot succeeds, but one that is out
+ * holds it up: so a pivot that nobody has claimed is taken back then.
+ */
+static TimestampTz
+pivot_end(const Saga *saga, const SagaTask *task)
+{
+	if (task->operation != SAGA_OPERATION_ACTION || saga->state.backward ||
+		!saga->definition->rules.steps[task->step].pivot ||
+		saga->state.deadline == SAGA_TIME_NEVER)
+		return DT_NOEND;
+	return saga->state.deadline;
+}
+
+/* When a task that nobody has claimed is to be looked at. */
+static TimestampTz
+ready_end(const Saga *saga, const SagaTask *task, TimestampTz offered_at)
+{
+	TimestampTz end = total_end(saga, task);
+	TimestampTz claim = claim_end(saga, task, offered_at);
+	TimestampTz pivot = pivot_end(saga, task);
+
+	return Min(end, Min(claim, pivot));
+}
+
+/*
+ * Whose word it is that tasks are offered: the owner's of the definition, or, if
+ * that was dropped, of whoever made the version.  InvalidOid if he is gone.
+ */
+static Oid
+definer_of(const Saga *saga)
+{
+	const SagaDefinition *definition = saga->definition;
+
+	return definition->definition_id != 0 ? definition->owner :
+		get_role_oid(definition->created_by, true);
+}
+
+/* What has been done must be undoable, so only actions ask. */
+static bool
+may_offer(const Saga *saga, const SagaTask *task, const SagaQueue *queue)
+{
+	return task->operation != SAGA_OPERATION_ACTION ||
+		saga_queue_may_offer(queue, definer_of(saga));
+}
+
+static void
+offer(Saga *saga, const SagaTask *task)
+{
+	const SagaStep *step = step_of(saga, task);
+	SagaQueue  *queue = saga_queue_find(step->queue);
+	SagaOpRow  *row = saga_record_row(saga, task);
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (queue == NULL)
+	{
+		fail(saga, task, ERRCODE_UNDEFINED_OBJECT,
+			 psprintf("queue \"%s\" does not exist", step->queue), NULL,
+			 "Create it with saga.create_queue(), then use saga.retry().");
+		return;
+	}
+	if (!may_offer(saga, task, queue))
+	{
+		fail(saga, task, ERRCODE_INSUFFICIENT_PRIVILEGE,
+			 psprintf("permission denied for queue \"%s\"", step->queue),
+			 "Whoever owns the saga's definition may not offer tasks to it.",
+			 "Its owner can allow it with saga.grant_offer(); then use saga.retry().");
+		return;
+	}
+	if (row->started_at == 0)
+		row->started_at = now;
+	if (total_end(saga, task) <= now)
+	{
+		fail_for_good(saga, task, ERRCODE_SAGA_TASK_TIMEOUT,
+					  psprintf("step \"%s\" was not done in time", step->name),
+					  NULL, NULL);
+		return;
+	}
+	if (saga_task_is_too_large(saga, task))
+	{
+		fail_for_good(saga, task, ERRCODE_SAGA_BAD_DATA,
+					  psprintf("the data for the task of step \"%s\" are too large",
+							   step->name),
+					  "The saga's input and the results of the steps before it are its payload, which has at most 100 MB.",
+					  "Keep large data in a table, and pass their key.");
+		return;
+	}
+	row->task_id = saga_task_offer(saga, task, queue);
+	start(saga, task, ready_end(saga, task, now));
+}
+
+/* What is not to be attempted again before its time is over fails then. */
+static void
+limit_wait(Saga *saga, const SagaTask *task)
+{
+	SagaOpState *op = saga_record_op(saga, task);
+	TimestampTz end = total_end(saga, task);
+
+	if (op->status != SAGA_OP_WAITING || op->due_at <= end)
+		return;
+	op->due_at = end;
+	saga_record_mark(saga, task);
+	saga_machine_loaded(&saga->definition->rules, &saga->state);
+}
+
+/* Look at it again then. */
+static void
+look_again(Saga *saga, const SagaTask *task, TimestampTz when)
+{
+	saga_record_op(saga, task)->due_at =
+		when == DT_NOEND ? SAGA_TIME_NEVER : when;
+	saga_record_mark(saga, task);
+	saga_machine_loaded(&saga->definition->rules, &saga->state);
+}
+
+static void
+give_up(Saga *saga, const SagaTask *task)
+{
+	SagaOutcome revoked = {.kind = SAGA_OUTCOME_REVOKED};
+
+	if (!saga_record_outcome(saga, task, &revoked))
+		elog(ERROR, "the machine refused to give up step %d of saga %lld",
+			 task->step, (long long) saga->ref.id);
+}
+
+/* Take back a task that nobody has claimed. */
+static void
+withdraw(Saga *saga, const SagaTask *task)
+{
+	saga_task_withdraw(saga_record_row(saga, task)->task_id);
+	give_up(saga, task);
+}
+
+static void
+fail_unclaimed(Saga *saga, const SagaTask *task, bool is_final)
+{
+	SagaOutcome outcome = {
+		.kind = SAGA_OUTCOME_FAILED,
+		.is_final = is_final,
+		.is_passing = !is_final,
+		.timed_out = true
+	};
+	const SagaStep *step = step_of(saga, task);
+
+	saga_task_withdraw(saga_record_row(saga, task)->task_id);
+	outcome.error =
+		saga_record_make_error(ERRCODE_SAGA_TASK_TIMEOUT,
+							   is_final ?
+							   psprintf("step \"%s\" was not done in time", step->name) :
+							   psprintf("nobody claimed the task of step \"%s\" in time",
+										step->name),
+							   psprintf("It was offered in queue \"%s\".",
+										step->queue));
+	outcome.error.hint = "View saga.queues shows who takes tasks of it.";
+	outcome.started_at = outcome.finished_at = GetCurrentTimestamp();
+	(void) saga_record_outcome(saga, task, &outcome);
+	limit_wait(saga, task);
+}
+
+/* A task that is claimed, and is not to be answered any more. */
+static void
+fail_claimed(Saga *saga, const SagaTask *task, const SagaTaskInfo *info,
+			 bool is_final)
+{
+	SagaOutcome outcome;
+
+	saga_task_expire(saga_record_row(saga, task)->task_id);
+	saga_task_lease_outcome(info->participant, &outcome);
+	if (is_final)
+	{
+		outcome.error =
+			saga_record_make_error(ERRCODE_SAGA_TASK_TIMEOUT,
+								   psprintf("step \"%s\" was not done in time",
+											step_of(saga, task)->name),
+								   psprintf("Participant \"%s\" had claimed it, so the outcome is not known.",
+											info->participant));
+		outcome.is_final = true;
+	}
+	outcome.started_at = info->claimed_at;
+	outcome.finished_at = GetCurrentTimestamp();
+	(void) saga_record_outcome(saga, task, &outcome);
+	limit_wait(saga, task);
+}
+
+static void
+look_at_ready(Saga *saga, const SagaTask *task, const SagaTaskInfo *info)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (saga_record_op(saga, task)->cancelled ||
+		pivot_end(saga, task) <= now)
+		withdraw(saga, task);
+	else if (total_end(saga, task) <= now)
+		fail_unclaimed(saga, task, true);
+	else if (claim_end(saga, task, info->offered_at) <= now)
+		fail_unclaimed(saga, task, false);
+	else
+		look_again(saga, task, ready_end(saga, task, info->offered_at));
+}
+
+static void
+look_at_claimed(Saga *saga, const SagaTask *task, const SagaTaskInfo *info)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (total_end(saga, task) <= now)
+		fail_claimed(saga, task, info, true);
+	else if (info->lease_until <= now)
+		fail_claimed(saga, task, info, false);
+	else
+	{
+		TimestampTz again = total_end(saga, task);
+
+		if (saga_record_op(saga, task)->cancelled && !info->cancelled)
+			saga_task_cancel(saga_record_row(saga, task)->task_id);
+		look_again(saga, task, again);
+	}
+}
+
+/* The task's row is not there: somebody has deleted it. */
+static void
+fail_gone(Saga *saga, const SagaTask *task)
+{
+	SagaOutcome outcome = {
+		.kind = SAGA_OUTCOME_FAILED,.is_passing = true,.unknown = true
+	};
+
+	outcome.error =
+		saga_record_make_error(ERRCODE_DATA_CORRUPTED,
+							   psprintf("task %lld is gone",
+										(long long) saga_record_row(saga, task)->task_id),
+							   "The outcome of the attempt is not known.");
+	outcome.started_at = outcome.finished_at = GetCurrentTimestamp();
+	(void) saga_record_outcome(saga, task, &outcome);
+}
+
+/* The time has come to look at the task of a RUNNING operation. */
+static void
+look_at_task(Saga *saga, const SagaTask *task)
+{
+	SagaTaskInfo info;
+
+	switch (saga_task_look(saga_record_row(saga, task)->task_id, &info))
+	{
+		case SAGA_TASK_TAKEN:
+			look_again(saga, task, GetCurrentTimestamp() + TAKEN_PAUSE);
+			break;
+		case SAGA_TASK_READY:
+			look_at_ready(saga, task, &info);
+			break;
+		case SAGA_TASK_CLAIMED:
+			look_at_claimed(saga, task, &info);
+			break;
+		case SAGA_TASK_ANSWERED:
+			/* since this transaction began: whoever did that wakes the saga */
+			look_again(saga, task, DT_NOEND);
+			break;
+		case SAGA_TASK_WITHDRAWN:
+			give_up(saga, task);
+			break;
+		case SAGA_TASK_GONE:
+			fail_gone(saga, task);
+			break;
+	}
+}
+
+/* Nobody needs it any more: at once if nobody has claimed it. */
+static void
+revoke_task(Saga *saga, const SagaTask *task)
+{
+	TimestampTz again = total_end(saga, task);
+	SagaTaskInfo info;
+
+	switch (saga_task_look(saga_record_row(saga, task)->task_id, &info))
+	{
+		case SAGA_TASK_READY:
+			withdraw(saga, task);
+			return;
+		case SAGA_TASK_WITHDRAWN:
+			give_up(saga, task);
+			return;
+		case SAGA_TASK_CLAIMED:
+			if (!info.cancelled)
+				saga_task_cancel(saga_record_row(saga, task)->task_id);
+			break;
+		case SAGA_TASK_ANSWERED:
+			break;
+		case SAGA_TASK_TAKEN:
+		case SAGA_TASK_GONE:
+			again = GetCurrentTimestamp() + TAKEN_PAUSE;
+			break;
+	}
+	saga_record_op_event(saga, SAGA_EVENT_CANCELLED, task, DT_NOEND);
+	look_again(saga, task, again);
+}
+
+/* Call "each" for the external operations that are out; it may end them. */
+static void
+for_tasks_out(Saga *saga, void (*each) (Saga *saga, const SagaTask *task))
+{
+	for (int step = 0; step < saga->state.nsteps; step++)
+	{
+		if (saga->definition->steps[step].kind != SAGA_KIND_EXTERNAL)
+			continue;
+		for (int i = 0; i < saga->state.steps[step].nelements; i++)
+			for (int op = 0; op < SAGA_NOPERATION; op++)
+			{
+				SagaTask	task = {.step = step,.element = i,.operation = op};
+
+				if (saga_record_op(saga, &task)->status == SAGA_OP_RUNNING)
+					each(saga, &task);
+			}
+	}
+}
+
+static void
+withdraw_if_ready(Saga *saga, const SagaTask *task)
+{
+	SagaTaskInfo info;
+
+	if (saga_task_look(saga_record_row(saga, task)->task_id,
+					   &info) == SAGA_TASK_READY)
+		withdraw(saga, task);
+}
+
+static void
+withdraw_pivot(Saga *saga, const SagaTask *task)
+{
+	if (saga->definition->rules.steps[task->step].pivot &&
+		task->operation == SAGA_OPERATION_ACTION)
+		withdraw_if_ready(saga, task);
+}
+
+/* The saga has ended all the same: its operations stay as they are. */
+static void
+withdraw_at_end(Saga *saga, const SagaTask *task)
+{
+	int64		id = saga_record_row(saga, task)->task_id;
+	SagaTaskInfo info;
+
+	switch (saga_task_look(id, &info))
+	{
+		case SAGA_TASK_READY:
+			saga_task_withdraw(id);
+			break;
+		case SAGA_TASK_CLAIMED:
+			if (!info.cancelled)
+				saga_task_cancel(id);
+			break;
+		default:
+			break;
+	}
+}
+
+void
+saga_kind_answered(Saga *saga, const SagaTask *task)
+{
+	if (step_of(saga, task)->kind == SAGA_KIND_EXTERNAL)
+		limit_wait(saga, task);
+}
+
+void
+saga_kind_given_back(Saga *saga, const SagaTask *task, TimestampTz offered_at)
+{
+	TimestampTz when = ready_end(saga, task, offered_at);
+	SagaTime	due_at = when == DT_NOEND ? SAGA_TIME_NEVER : when;
+	const SagaOpState *op = saga_record_op(saga, task);
+
+	if (op->cancelled)
+		look_again(saga, task, GetCurrentTimestamp());
+	else if (saga->state.status == SAGA_STATUS_PAUSED)
+		withdraw_if_ready(saga, task);
+	else if (op->due_at != due_at)
+		look_again(saga, task, when);
+}
+
+/* From now on: what is retried has all of its time again. */
+static void
+renew_total(Saga *saga, const SagaTask *task)
+{
+	SagaOpState *op = saga_record_op(saga, task);
+
+	if (op->status != SAGA_OP_WAITING || op->failures > 0)
+		return;
+	saga_record_row(saga, task)->started_at = GetCurrentTimestamp();
+	saga_record_mark(saga, task);
+}
+
+void
+saga_kind_retrying(Saga *saga)
+{
+	for (int step = 0; step < saga->state.nsteps; step++)
+	{
+		if (saga->definition->steps[step].total_timeout == 0)
+			continue;
+		for (int i = 0; i < saga->state.steps[step].nelements; i++)
+		{
+			SagaTask	task = {.step = step,.element = i};
+
+			renew_total(saga, &task);
+		}
+	}
+}
+
+void
+saga_kind_pausing(Saga *saga)
+{
+	for_tasks_out(saga, withdraw_if_ready);
+}
+
+/* It was given back meanwhile, maybe, when nobody could have it. */
+static void
+announce_again(Saga *saga, const SagaTask *task)
+{
+	const SagaQueue *queue = saga_queue_find(step_of(saga, task)->queue);
+
+	if (queue != NULL)
+		saga_qstate_offered(queue->id, queue->name, 0);
+}
+
+void
+saga_kind_resuming(Saga *saga)
+{
+	for_tasks_out(saga, announce_again);
+}
+
+void
+saga_kind_turning_back(Saga *saga)
+{
+	if (saga->definition->has_pivot && !saga->state.backward)
+		for_tasks_out(saga, withdraw_pivot);
+}
+
+
 /* ---- operations ---------------------------------------------------------- */
 
 static void
@@ -287,6 +757,8 @@ saga_kind_succeeded(Saga *saga, const SagaTask *task,
 
 	if (kind == SAGA_KIND_CHILD)
 		operate_child(saga, task, outcome);
+	else if (kind == SAGA_KIND_EXTERNAL)
+		offer(saga, task);
 	else if (kind == SAGA_KIND_TIMER &&
 			 task->operation == SAGA_OPERATION_ACTION)
 		start_timer(saga, task, time);
@@ -330,6 +802,8 @@ saga_kind_expire(Saga *saga, const SagaTask *task)
 					  "View saga.locks shows who has it.");
 	else if (step_of(saga, task)->kind == SAGA_KIND_SIGNAL)
 		expire_signal(saga, task);
+	else if (step_of(saga, task)->kind == SAGA_KIND_EXTERNAL)
+		look_at_task(saga, task);
 	else
 		succeed(saga, task, NULL);
 }
@@ -350,6 +824,9 @@ saga_kind_revoke(Saga *saga, const SagaTask *task)
 			(void) saga_store_post_to(child_of(saga, task), "recall", NULL, -1,
 									  NULL);
 			break;
+		case SAGA_KIND_EXTERNAL:
+			revoke_task(saga, task);
+			return;
 		case SAGA_KIND_LOCAL:
 			break;				/* who takes the branch sees the mark */
 	}
@@ -570,6 +1047,7 @@ saga_kind_recall(Saga *saga)
 	SagaEvent	event = saga_record_make_event(SAGA_EVENT_RECALL, NULL);
 	SagaError	error;
 
+	saga_kind_turning_back(saga);
 	switch (saga_record_event(saga, &event))
 	{
 		case SAGA_VERDICT_APPLIED:
@@ -658,7 +1136,11 @@ saga_kind_status_changed(Saga *saga)
 	SagaStatus	status = saga->state.status;
 
 	if (saga_status_is_final(status))
+	{
 		release_children(saga);
+		if (saga->definition != NULL && saga->broken == NULL)
+			for_tasks_out(saga, withdraw_at_end);
+	}
 	if (saga->parent_id != 0 &&
 		(status == SAGA_STATUS_HELD || saga_status_is_final(status)))
 		tell_parent(saga, false);

@@ -1,8 +1,8 @@
 /*
  * kinds.h
- *		The steps that are no functions: timers, signals, child sagas.  What
- *		begins, ends and takes back an operation of theirs, and what parents and
- *		children tell each other.
+ *		The steps that are no functions: timers, signals, child sagas, external
+ *		ones.  What begins, ends and takes back an operation of theirs, and what
+ *		parents and children tell each other.
  *
  * Executors, on a saga that is locked in the current transaction, at its top
  * level, as the saga's role.
@@ -26,6 +26,26 @@ extern void saga_kind_expire(Saga *saga, const SagaTask *task);
 
 /* Nobody needs this RUNNING operation any more. */
 extern void saga_kind_revoke(Saga *saga, const SagaTask *task);
+
+/* An outcome of an operation that was out has been recorded. */
+extern void saga_kind_answered(Saga *saga, const SagaTask *task);
+
+/* Nobody has the task of a RUNNING operation, maybe because it was given back.
+ * It may end the operation. */
+extern void saga_kind_given_back(Saga *saga, const SagaTask *task,
+								 TimestampTz offered_at);
+
+/* A person has asked for what failed to be attempted again. */
+extern void saga_kind_retrying(Saga *saga);
+
+/*
+ * The saga has been paused, goes on, or is about to be asked to go back: tasks
+ * that nobody has claimed are taken back (before it goes back, those of pivots,
+ * which would hold it up), or announced.
+ */
+extern void saga_kind_pausing(Saga *saga);
+extern void saga_kind_resuming(Saga *saga);
+extern void saga_kind_turning_back(Saga *saga);
 
 /*
  * Messages: "signal", "child" (how a child ended), "recall" and "release"

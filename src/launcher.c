@@ -55,6 +55,7 @@
 #include "compat.h"
 #include "guc.h"
 #include "process.h"
+#include "qstate.h"
 #include "shared.h"
 
 /* How long a worker that is there may take for what waits in its ring. */
@@ -363,6 +364,13 @@ start_process(Child *child, int index, Oid database, Oid role,
 	return done;
 }
 
+static void
+forget_database(Oid database)
+{
+	saga_qstate_forget_database(database);
+	saga_database_forget(database);
+}
+
 /* Returns whether a place was taken. */
 static bool
 start_coordinator(Oid database)
@@ -374,7 +382,7 @@ start_coordinator(Oid database)
 
 	if (subject.gone)
 	{
-		saga_database_forget(database);
+		forget_database(database);
 		return false;
 	}
 	if (blocked != SAGA_BLOCKED_NOT)
@@ -405,7 +413,7 @@ start_worker(Oid database, Oid role)
 
 	if (subject.gone)
 	{
-		saga_database_forget(database);
+		forget_database(database);
 		return false;
 	}
 	if (blocked == SAGA_BLOCKED_CONNECTIONS || blocked == SAGA_BLOCKED_TEMPLATE)

@@ -22,6 +22,8 @@
  * - Branches, whose rows and outcomes are about attempts that are out: as long
  *	 as there is one the saga is not moved.  (Outcomes that have come are taken
  *	 before, in another transaction.)
+ * - Tasks of external steps know their step by its name, and the answer comes
+ *	 to that step wherever it stands: they stay out, or in work.
  * - Timers, signals and children are RUNNING operations without a row but the
  *	 step's own: they go on, with the time that was set for them.
  * - Children remember a position, but are found by their id: see kinds.c.
@@ -118,7 +120,8 @@ describe_step(const Move *move, int step)
 		return "holds a lock, or waits for one";
 	for (int i = 0; i < saga->state.steps[step].nelements; i++)
 		if (saga->ops[step][i][SAGA_OPERATION_ACTION].stored)
-			return "has its signal";
+			return saga->state.steps[step].elements[i].op[SAGA_OPERATION_ACTION].signalled ?
+				"has its signal" : "had begun";
 	return "was done before the saga went back to a savepoint";
 }
 
@@ -148,27 +151,55 @@ same_path(const Move *move, const SagaPath *here, const SagaPath *there)
 		there->step == (here->step < 0 ? -1 : move->map[here->step]);
 }
 
-/* The functions that were called, or are to be for what has begun. */
+/* What the participant is told, or the function: NULL if there is none. */
+static const char *
+called(const SagaStep *step, SagaOperation operation)
+{
+	return step->kind == SAGA_KIND_EXTERNAL ? step->task[operation] :
+		step->function[operation];
+}
+
+/* The functions that were called, or are to be for what has begun; and tasks
+ * likewise. */
 static void
-check_functions(Move *move, int from, int to)
+check_operations(Move *move, int from, int to)
 {
 	const SagaStep *here = &move->saga->definition->steps[from];
 	const SagaStep *there = &move->target->steps[to];
+	const char *another = here->kind == SAGA_KIND_EXTERNAL ? "another task" :
+		"another function";
 
 	for (int i = 0; i < SAGA_NOPERATION; i++)
 	{
 		SagaOperation op = (SagaOperation) i;
 
 		if (!has_begun(move->saga, from, op) ||
-			same_text(here->function[op], there->function[op]))
+			same_text(called(here, op), called(there, op)))
 			continue;
 		if (op != SAGA_OPERATION_ACTION)
 			add_problem(move, psprintf("the %s of step \"%s\" has begun, and is %s there",
 									   saga_operation_name(op), here->name,
-									   there->function[op] == NULL ? "none" : "another function"));
+									   called(there, op) == NULL ? "none" : another));
 		else
-			add_step_problem(move, from, "its action is another function there");
+			add_step_problem(move, from,
+							 psprintf("its action is %s there", another));
 	}
+}
+
+/* Who has had a task of it is asked for the others too. */
+static void
+check_queue(Move *move, int from, int to)
+{
+	const SagaStep *here = &move->saga->definition->steps[from];
+	const SagaStep *there = &move->target->steps[to];
+	bool		begun = false;
+
+	for (int op = 0; op < SAGA_NOPERATION; op++)
+		begun |= has_begun(move->saga, from, (SagaOperation) op);
+	if (begun && !same_text(here->queue, there->queue))
+		add_step_problem(move, from,
+						 psprintf("its tasks are offered in queue \"%s\" there",
+								  there->queue));
 }
 
 /* What has succeeded can still be undone and confirmed. */
@@ -258,7 +289,8 @@ check_step(Move *move, int from, int to)
 		(!same_path(move, &here->exclusive, &there->exclusive) ||
 		 (here->concurrency > 0) != (there->concurrency > 0)))
 		add_step_problem(move, from, "it needs another lock there");
-	check_functions(move, from, to);
+	check_operations(move, from, to);
+	check_queue(move, from, to);
 	check_promises(move, from, to);
 	check_savepoint(move, from, to);
 	if ((move->traces[from] & SAGA_TRACE_OPERATION) != 0 &&

@@ -52,40 +52,51 @@ saga_outcome_of_call(const SagaCallReport *report, SagaOutcome *outcome)
 	outcome->finished_at = report->finished_at;
 }
 
-static void
-write_error(SagaJsonWriter *writer, const SagaError *error)
-{
-	if (error->message == NULL)
-		return;
-	saga_json_put_string(writer, "sqlstate", error->sqlstate);
-	saga_json_put_string(writer, "message", error->message);
-	saga_json_put_string(writer, "detail", error->detail);
-	saga_json_put_string(writer, "hint", error->hint);
-	saga_json_put_string(writer, "context", error->context);
-}
-
+/*
+ * The fields stand in the order in which jsonb keeps keys, by length and then by
+ * their bytes: so they need not be sorted, and one of these is written for each
+ * operation that somebody else does.
+ */
 Jsonb *
 saga_outcome_write(const SagaOutcome *outcome, const SagaTask *task, int round)
 {
+	const SagaError *error = &outcome->error;
 	SagaJsonWriter writer = NULL;
 
 	saga_json_begin_object(&writer);
-	saga_json_put_string(&writer, "outcome", outcome_names[outcome->kind]);
-	saga_json_put_string(&writer, "operation",
-						 saga_operation_name(task->operation));
-	saga_json_put_int(&writer, "attempt", task->attempt);
-	saga_json_put_int(&writer, "round", round);
+	if (error->message != NULL)
+		saga_json_put_string(&writer, "hint", error->hint);
+	saga_json_put_string(&writer, "lock", outcome->lock);
+	if (outcome->delay != 0)
+		saga_json_put_int(&writer, "delay", outcome->delay);
+	if (round != 0)
+		saga_json_put_int(&writer, "round", round);
+	if (error->message != NULL)
+		saga_json_put_string(&writer, "detail", error->detail);
 	saga_json_put_jsonb(&writer, "result", outcome->result);
-	write_error(&writer, &outcome->error);
+	saga_json_put_int(&writer, "attempt", task->attempt);
+	if (error->message != NULL)
+	{
+		saga_json_put_string(&writer, "context", error->context);
+		saga_json_put_string(&writer, "message", error->message);
+	}
+	saga_json_put_string(&writer, "outcome", outcome_names[outcome->kind]);
+	if (outcome->unknown)
+		saga_json_put_bool(&writer, "unknown", true);
 	if (outcome->is_final)
 		saga_json_put_bool(&writer, "is_final", true);
+	if (error->message != NULL)
+		saga_json_put_string(&writer, "sqlstate", error->sqlstate);
+	saga_json_put_string(&writer, "operation",
+						 saga_operation_name(task->operation));
 	if (outcome->timed_out)
 		saga_json_put_bool(&writer, "timed_out", true);
-	saga_json_put_int(&writer, "delay", outcome->delay);
-	saga_json_put_string(&writer, "lock", outcome->lock);
-	saga_json_put_int(&writer, "lock_timeout", outcome->lock_timeout);
+	if (outcome->is_passing)
+		saga_json_put_bool(&writer, "is_passing", true);
 	saga_json_put_int(&writer, "started_at", outcome->started_at);
 	saga_json_put_int(&writer, "finished_at", outcome->finished_at);
+	if (outcome->lock_timeout != 0)
+		saga_json_put_int(&writer, "lock_timeout", outcome->lock_timeout);
 	return saga_json_finish_object(&writer);
 }
 
@@ -183,6 +194,8 @@ saga_outcome_read(Jsonb *payload, SagaOutcome *outcome, SagaTask *task,
 		 outcome->kind == SAGA_OUTCOME_LOST))
 		return false;
 	outcome->is_final = read_bool(object, "is_final");
+	outcome->is_passing = read_bool(object, "is_passing");
+	outcome->unknown = read_bool(object, "unknown");
 	outcome->timed_out = read_bool(object, "timed_out");
 	outcome->delay = read_int(object, "delay");
 	outcome->lock = read_string(object, "lock");

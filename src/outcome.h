@@ -33,8 +33,12 @@ typedef struct SagaOutcome
 	Jsonb	   *result;			/* SUCCEEDED: may be NULL */
 	SagaError	error;			/* FAILED, LATER, LOCK, LOST */
 	bool		is_final;		/* FAILED: whatever the policy says */
+	bool		is_passing;		/* FAILED: worth another attempt, unless the
+								 * policy's fail_on names it */
 	bool		timed_out;		/* FAILED */
-	int64		delay;			/* LATER: microseconds */
+	bool		unknown;		/* FAILED: it may have had its effect */
+	int64		delay;			/* LATER, FAILED: microseconds; of the second 0 =
+								 * as the policy says */
 	const char *lock;			/* LOCK */
 	int64		lock_timeout;	/* LOCK: microseconds, 0 = no limit */
 	TimestampTz started_at;

@@ -165,6 +165,7 @@ is_passing(const Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 	return !outcome->is_final &&
 		saga_retry_is_passing(&rules->steps[task->step].retry[task->operation],
 							  outcome->error.sqlstate,
+							  outcome->is_passing ||
 							  saga_machine_any_passing(rules, &saga->state,
 													   task->step,
 													   task->element,
@@ -192,6 +193,7 @@ keep_failure(Saga *saga, const SagaTask *task, int round, bool passing,
 static bool
 record_failure(Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 {
+	SagaOpState *op = saga_record_op(saga, task);
 	SagaEvent	event = saga_record_make_event(outcome->kind == SAGA_OUTCOME_LOST ?
 											   SAGA_EVENT_LOST : SAGA_EVENT_FAILED,
 											   task);
@@ -199,10 +201,18 @@ record_failure(Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 										   &saga->state, task->step);
 
 	event.passing = is_passing(saga, task, outcome);
+	if (outcome->delay > 0)
+		event.delay = outcome->delay;
+	/* what an earlier attempt may have done stays as it was */
+	if (outcome->unknown && op->status == SAGA_OP_RUNNING)
+		op->unknown = true;
 	if (saga_record_event(saga, &event) != SAGA_VERDICT_APPLIED)
 		return false;
 	keep_failure(saga, task, round, event.passing, outcome);
-	saga->suspect = outcome->timed_out || outcome->kind == SAGA_OUTCOME_LOST;
+	/* what others do, in their own processes, says nothing about ours */
+	if (saga->definition->steps[task->step].kind != SAGA_KIND_EXTERNAL)
+		saga->suspect = outcome->timed_out ||
+			outcome->kind == SAGA_OUTCOME_LOST;
 	return true;
 }
 

@@ -15,6 +15,7 @@
 #include "guc.h"
 #include "hooks.h"
 #include "process.h"
+#include "qstate.h"
 #include "saga.h"
 #include "shared.h"
 
@@ -29,6 +30,7 @@ _PG_init(void)
 		return;
 
 	saga_shared_init();
+	saga_qstate_init();
 	/* nothing of ours may write while pg_upgrade copies the cluster */
 	if (!IsBinaryUpgrade)
 		saga_launcher_register();

@@ -108,6 +108,10 @@
 /* How long a database is left alone between two looks at it as a whole. */
 #define SWEEP_INTERVAL	(60 * USECS_PER_SEC)
 
+/* How long queues whose tasks wait are not announced again: a little less than
+ * that, so that each look that is made for nothing else may do so. */
+#define REMIND_PAUSE	(50 * USECS_PER_SEC)
+
 #define NOBODY			(-1)
 
 /* A ring of wake-ups; the array is elsewhere. */
@@ -219,6 +223,11 @@ typedef struct Database
 	pg_atomic_uint32 wants;		/* SAGA_WANT_* */
 	pg_atomic_uint32 prepared;	/* sagas begun in prepared transactions */
 	pg_atomic_uint64 deadline;	/* a TimestampTz: when to sweep */
+	pg_atomic_uint64 duties[SAGA_NDUTIES];	/* likewise: when else it has
+											 * something to do */
+	pg_atomic_uint64 ended_at;	/* when a task ended last; 0: not known */
+	pg_atomic_uint64 reminded_at;	/* when queues whose tasks wait were announced
+									 * again; 0: never */
 } Database;
 
 typedef struct Waiter
@@ -379,26 +388,52 @@ free_pool(Pool *pool)
 	pool->role = InvalidOid;
 }
 
+/* Make sure that a time is no later than that; false if it was not. */
+static bool
+lower_time(pg_atomic_uint64 *time, TimestampTz when)
+{
+	uint64		old = pg_atomic_read_u64(time);
+
+	while (when < (TimestampTz) old)
+		if (pg_atomic_compare_exchange_u64(time, &old, (uint64) when))
+			return true;
+	return false;
+}
+
+static TimestampTz
+read_time(pg_atomic_uint64 *time)
+{
+	return (TimestampTz) pg_atomic_read_u64(time);
+}
+
 /* Make sure that the database is looked at no later than that. */
 static void
 lower_deadline(Database *db, TimestampTz when)
 {
-	uint64		old = pg_atomic_read_u64(&db->deadline);
+	(void) lower_time(&db->deadline, when);
+}
 
-	while (when < (TimestampTz) old &&
-		   !pg_atomic_compare_exchange_u64(&db->deadline, &old, (uint64) when))
-		;
+/* Nothing is known that the coordinator would have to do at any time. */
+static void
+clear_times(Database *db)
+{
+	pg_atomic_write_u64(&db->deadline, (uint64) DT_NOEND);
+	for (int i = 0; i < SAGA_NDUTIES; i++)
+		pg_atomic_write_u64(&db->duties[i], (uint64) DT_NOEND);
+	pg_atomic_write_u64(&db->ended_at, 0);
+	pg_atomic_write_u64(&db->reminded_at, 0);
 }
 
 /* Remember that something may be unfinished here. */
 static void
 note_unfinished(Database *db)
 {
-	if ((TimestampTz) pg_atomic_read_u64(&db->deadline) == DT_NOEND)
+	if (read_time(&db->deadline) == DT_NOEND)
 		lower_deadline(db, GetCurrentTimestamp() + SWEEP_INTERVAL);
 }
 
-/* Has a database nothing that somebody must remember?  Frees its pools if so. */
+/* Has a database nothing that somebody must remember?  Frees its pools if so.
+ * That there are tasks to be deleted is seen at the next one. */
 static bool
 reclaim_database(Database *db)
 {
@@ -407,7 +442,10 @@ reclaim_database(Database *db)
 	if (db->closers > 0 || db->coordinator != SAGA_PROCESS_FREE ||
 		pg_atomic_read_u32(&db->wants) != 0 ||
 		pg_atomic_read_u32(&db->prepared) != 0 ||
-		(TimestampTz) pg_atomic_read_u64(&db->deadline) != DT_NOEND)
+		read_time(&db->deadline) != DT_NOEND ||
+		read_time(&db->duties[SAGA_DUTY_ANNOUNCE]) != DT_NOEND ||
+		read_time(&db->duties[SAGA_DUTY_LOOK]) != DT_NOEND ||
+		read_time(&db->duties[SAGA_DUTY_LEASES]) != DT_NOEND)
 		return false;
 	for (int i = 0; i < SAGA_MAX_POOLS; i++)
 		if (OidIsValid(shared->pools[i].database) &&
@@ -459,7 +497,7 @@ make_database(Oid oid)
 	db->stop_requested = false;
 	pg_atomic_write_u32(&db->wants, 0);
 	pg_atomic_write_u32(&db->prepared, 0);
-	pg_atomic_write_u64(&db->deadline, (uint64) DT_NOEND);
+	clear_times(db);
 	return db;
 }
 
@@ -1064,8 +1102,9 @@ saga_due_at(Oid role, TimestampTz when)
 		pending.wants |= SAGA_WANT_SWEEP;
 }
 
-static void
-want_coordinator(uint32 what)
+/* This database, made if there is none, or NULL; and lock the directory. */
+static Database *
+lock_directory(void)
 {
 	Database   *db;
 
@@ -1077,6 +1116,14 @@ want_coordinator(uint32 what)
 		LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
 		db = make_database(MyDatabaseId);
 	}
+	return db;
+}
+
+static void
+want_coordinator(uint32 what)
+{
+	Database   *db = lock_directory();
+
 	if (db != NULL)
 		want(db, what);
 	LWLockRelease(DIRECTORY_LOCK);
@@ -1106,6 +1153,52 @@ void
 saga_wake_database(void)
 {
 	want_at_commit(SAGA_WANT_SWEEP);
+}
+
+/* ---- what is to be done for tasks --------------------------------------- */
+
+/* Whoever sleeps until the next time that is known of has to know of this one:
+ * the coordinator, or who starts it. */
+static void
+lower_duty(Database *db, SagaDuty duty, TimestampTz when)
+{
+	if (!lower_time(&db->duties[duty], when) ||
+		db - shared->databases == my_coordinator)
+		return;
+	if (db->latch != NULL)
+		SetLatch(db->latch);
+	else
+		wake_launcher();
+}
+
+void
+saga_duty_at(SagaDuty duty, TimestampTz when)
+{
+	Database   *db;
+
+	if (shared == NULL || when == DT_NOEND)
+		return;
+	db = lock_directory();
+	if (db != NULL)
+		lower_duty(db, duty, when);
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+void
+saga_task_has_ended(TimestampTz now)
+{
+	Database   *db;
+
+	if (shared == NULL)
+		return;
+	db = lock_directory();
+	if (db != NULL)
+	{
+		pg_atomic_write_u64(&db->ended_at, (uint64) now);
+		lower_duty(db, SAGA_DUTY_PURGE,
+				   now + saga_answer_retention * USECS_PER_SEC);
+	}
+	LWLockRelease(DIRECTORY_LOCK);
 }
 
 /* The transaction was prepared: nothing of ours is told when it commits. */
@@ -1543,6 +1636,7 @@ leave_coordinator(bool failed)
 	{
 		pg_atomic_fetch_or_u32(&db->wants, SAGA_WANT_ALL);
 		pg_atomic_write_u32(&db->prepared, 1);
+		(void) lower_time(&db->duties[SAGA_DUTY_LOOK], GetCurrentTimestamp());
 	}
 	db->coordinator = SAGA_PROCESS_FREE;
 	db->pid = 0;
@@ -2325,8 +2419,7 @@ saga_pools_blocked(Oid *roles, int max)
 TimestampTz
 saga_coordinator_deadline(void)
 {
-	return (TimestampTz)
-		pg_atomic_read_u64(&shared->databases[my_coordinator].deadline);
+	return read_time(&shared->databases[my_coordinator].deadline);
 }
 
 void
@@ -2334,6 +2427,59 @@ saga_coordinator_set_deadline(TimestampTz when)
 {
 	pg_atomic_write_u64(&shared->databases[my_coordinator].deadline,
 						(uint64) when);
+}
+
+TimestampTz
+saga_coordinator_duty_at(SagaDuty duty)
+{
+	return read_time(&shared->databases[my_coordinator].duties[duty]);
+}
+
+static TimestampTz
+next_duty(Database *db)
+{
+	TimestampTz next = DT_NOEND;
+
+	for (int i = 0; i < SAGA_NDUTIES; i++)
+		next = Min(next, read_time(&db->duties[i]));
+	return next;
+}
+
+TimestampTz
+saga_coordinator_next_duty(void)
+{
+	return next_duty(&shared->databases[my_coordinator]);
+}
+
+bool
+saga_coordinator_take_duty(SagaDuty duty, TimestampTz now)
+{
+	Database   *db = &shared->databases[my_coordinator];
+
+	if (read_time(&db->duties[duty]) > now)
+		return false;
+	/* before it is done: what comes in from now on lowers it again */
+	pg_atomic_write_u64(&db->duties[duty], (uint64) DT_NOEND);
+	pg_memory_barrier();
+	return true;
+}
+
+TimestampTz
+saga_coordinator_task_ended(void)
+{
+	return read_time(&shared->databases[my_coordinator].ended_at);
+}
+
+bool
+saga_coordinator_may_remind(TimestampTz now)
+{
+	Database   *db = &shared->databases[my_coordinator];
+	TimestampTz last = read_time(&db->reminded_at);
+
+	if (last <= now && now < last + REMIND_PAUSE)
+		return false;
+	pg_atomic_write_u64(&db->reminded_at, (uint64) now);
+	return true;
 }
 
 TimestampTz
@@ -2389,7 +2535,7 @@ clear_database(Database *db)
 	}
 	pg_atomic_write_u32(&db->wants, 0);
 	pg_atomic_write_u32(&db->prepared, 0);
-	pg_atomic_write_u64(&db->deadline, (uint64) DT_NOEND);
+	clear_times(db);
 	forget_lost(db->oid, NULL);
 }
 
@@ -2653,7 +2799,7 @@ saga_shared_databases(SagaDatabaseInfo *infos, bool plan)
 		info->index = i;
 		info->closed = db->closers > 0;
 		info->running = db->coordinator != SAGA_PROCESS_FREE;
-		info->deadline = (TimestampTz) pg_atomic_read_u64(&db->deadline);
+		info->deadline = Min(read_time(&db->deadline), next_duty(db));
 		info->waits = !info->running &&
 			(pg_atomic_read_u32(&db->wants) != 0 || info->deadline <= now);
 		if (plan)
@@ -3009,6 +3155,10 @@ startup_shared(void)
 			pg_atomic_init_u32(&db->wants, 0);
 			pg_atomic_init_u32(&db->prepared, 0);
 			pg_atomic_init_u64(&db->deadline, (uint64) DT_NOEND);
+			for (int k = 0; k < SAGA_NDUTIES; k++)
+				pg_atomic_init_u64(&db->duties[k], (uint64) DT_NOEND);
+			pg_atomic_init_u64(&db->ended_at, 0);
+			pg_atomic_init_u64(&db->reminded_at, 0);
 		}
 		take_crash_record();
 	}

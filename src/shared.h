@@ -90,6 +90,26 @@ extern void saga_wake_coordinator(void);
  * committed. */
 extern void saga_wake_database(void);
 
+/* What a coordinator does for tasks, each at a time of its own. */
+typedef enum SagaDuty
+{
+	SAGA_DUTY_ANNOUNCE,			/* queues */
+	SAGA_DUTY_LOOK,				/* which queues have tasks that wait: what is to be
+								 * announced is not known */
+	SAGA_DUTY_LEASES,			/* end those that are over */
+	SAGA_DUTY_PURGE				/* delete tasks that ended long ago */
+} SagaDuty;
+
+#define SAGA_NDUTIES	(SAGA_DUTY_PURGE + 1)
+
+/* The coordinator of this database does that no later than then; never forgets
+ * an earlier time.  At once, in a transaction or not. */
+extern void saga_duty_at(SagaDuty duty, TimestampTz when);
+
+/* A task has ended just now, so that it is to be deleted at some time.  At
+ * once, too. */
+extern void saga_task_has_ended(TimestampTz now);
+
 /* Wait for a saga: a waiter's latch is set when that saga becomes final.
  * Registration returns false when all places are taken (then poll). */
 extern bool saga_waiter_register(int64 id);
@@ -224,6 +244,20 @@ extern void saga_shared_lost_done(const SagaLost *lost);
 extern TimestampTz saga_coordinator_deadline(void);
 extern void saga_coordinator_set_deadline(TimestampTz when);
 
+/* When a duty is next, DT_NOEND if it is not known to be; and the first of all.
+ * Who takes one sees to it, and says when it is next; taken are those only that
+ * are due. */
+extern TimestampTz saga_coordinator_duty_at(SagaDuty duty);
+extern TimestampTz saga_coordinator_next_duty(void);
+extern bool saga_coordinator_take_duty(SagaDuty duty, TimestampTz now);
+
+/* When a task ended last; 0: none since the server's start. */
+extern TimestampTz saga_coordinator_task_ended(void);
+
+/* Is it time to announce the queues whose tasks wait once more?  Once true, it
+ * is not for some while. */
+extern bool saga_coordinator_may_remind(TimestampTz now);
+
 /* The earliest time any pool of this database knows of; DT_NOEND if none. */
 extern TimestampTz saga_pools_next_due(void);
 
@@ -345,7 +379,7 @@ typedef struct SagaDatabaseInfo
 	bool		waits;			/* a coordinator is wanted, and there is none */
 	bool		running;		/* there is one, or it is starting */
 	TimestampTz waiting_since;
-	TimestampTz deadline;
+	TimestampTz deadline;		/* a coordinator is to be there then */
 	SagaBlocked blocked;
 	TimestampTz retry_at;
 } SagaDatabaseInfo;

@@ -7,32 +7,55 @@
  */
 #include "postgres.h"
 
+#include "access/xact.h"
 #include "executor/spi.h"
+#include "utils/snapmgr.h"
 
 #include "statement.h"
+
+static void
+prepare(SagaStatement *statement)
+{
+	SPIPlanPtr	plan;
+
+	if (statement->plan != NULL)
+		return;
+	plan = SPI_prepare(statement->sql, statement->nargs, statement->types);
+	if (plan == NULL)
+		elog(ERROR, "could not prepare \"%s\": %s", statement->sql,
+			 SPI_result_code_string(SPI_result));
+	SPI_keepplan(plan);
+	statement->plan = plan;
+}
+
+static uint64
+check_result(const SagaStatement *statement, int result)
+{
+	if (result < 0)
+		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
+			 SPI_result_code_string(result));
+	return SPI_processed;
+}
 
 uint64
 saga_statement_run(SagaStatement *statement, Datum *values, const char *nulls,
 				   bool read_only, long limit)
 {
-	int			result;
+	prepare(statement);
+	return check_result(statement,
+						SPI_execute_plan(statement->plan, values, nulls,
+										 read_only, limit));
+}
 
-	if (statement->plan == NULL)
-	{
-		SPIPlanPtr	plan = SPI_prepare(statement->sql, statement->nargs,
-									   statement->types);
-
-		if (plan == NULL)
-			elog(ERROR, "could not prepare \"%s\": %s", statement->sql,
-				 SPI_result_code_string(SPI_result));
-		SPI_keepplan(plan);
-		statement->plan = plan;
-	}
-	result = SPI_execute_plan(statement->plan, values, nulls, read_only, limit);
-	if (result < 0)
-		elog(ERROR, "could not execute \"%s\": %s", statement->sql,
-			 SPI_result_code_string(result));
-	return SPI_processed;
+uint64
+saga_statement_read_latest(SagaStatement *statement, Datum *values)
+{
+	prepare(statement);
+	CommandCounterIncrement();
+	return check_result(statement,
+						SPI_execute_snapshot(statement->plan, values, NULL,
+											 GetLatestSnapshot(),
+											 InvalidSnapshot, true, false, 0));
 }
 
 Datum

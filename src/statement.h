@@ -29,6 +29,11 @@ extern uint64 saga_statement_run(SagaStatement *statement, Datum *values,
 								 const char *nulls, bool read_only,
 								 long limit);
 
+/* Likewise a SELECT, with the newest snapshot, the changes of this transaction
+ * included, whatever its isolation level: for what outlives it in a cache. */
+extern uint64 saga_statement_read_latest(SagaStatement *statement,
+										 Datum *values);
+
 /* A column, from 1, of a row, from 0, of what the last one returned. */
 extern Datum saga_statement_datum(uint64 row, int column, bool *isnull);
 

@@ -14,6 +14,7 @@
 
 #include "functions.h"
 #include "json.h"
+#include "queue.h"
 #include "stepinput.h"
 
 /* Bounds of what a step may say; longer is taken for a slip of the pen. */
@@ -279,6 +280,13 @@ timeout_field(const JsonbValue *value, const char *field, const char *where)
 						 "It must be from 1 ms to 365 days.");
 }
 
+static int64
+wait_field(const JsonbValue *value, const char *field, const char *where)
+{
+	return seconds_field(value, field, where, MIN_TIMEOUT, MAX_WAIT,
+						 "It must be from 1 ms to 100 years.");
+}
+
 static void
 read_timeout(SagaStepInput *step, const char *field, const JsonbValue *value)
 {
@@ -482,9 +490,7 @@ static void
 read_signal_timeout(SagaStepInput *step, const char *field,
 					const JsonbValue *value)
 {
-	step->signal_timeout = seconds_field(value, field, step->where,
-										 MIN_TIMEOUT, MAX_WAIT,
-										 "It must be from 1 ms to 100 years.");
+	step->signal_timeout = wait_field(value, field, step->where);
 }
 
 static void
@@ -503,6 +509,26 @@ read_definition(SagaStepInput *step, const char *field,
 	step->child = string_field(value, field, step->where);
 }
 
+static void
+read_queue(SagaStepInput *step, const char *field, const JsonbValue *value)
+{
+	step->queue = string_field(value, field, step->where);
+}
+
+static void
+read_claim_timeout(SagaStepInput *step, const char *field,
+				   const JsonbValue *value)
+{
+	step->claim_timeout = wait_field(value, field, step->where);
+}
+
+static void
+read_total_timeout(SagaStepInput *step, const char *field,
+				   const JsonbValue *value)
+{
+	step->total_timeout = wait_field(value, field, step->where);
+}
+
 
 /* ---- which step has which fields -------------------------------------- */
 
@@ -510,7 +536,8 @@ read_definition(SagaStepInput *step, const char *field,
 #define TIMER		(1 << SAGA_KIND_TIMER)
 #define SIGNAL		(1 << SAGA_KIND_SIGNAL)
 #define CHILD		(1 << SAGA_KIND_CHILD)
-#define ANY			(LOCAL | TIMER | SIGNAL | CHILD)
+#define EXTERNAL	(1 << SAGA_KIND_EXTERNAL)
+#define ANY			(LOCAL | TIMER | SIGNAL | CHILD | EXTERNAL)
 
 /* In the order of the parameters of the functions that make steps. */
 static const struct
@@ -523,37 +550,43 @@ static const struct
 {
 	{"name", ANY, read_name},
 	{"kind", ANY, read_kind},
-	{"action", LOCAL, read_action},
+	{"queue", EXTERNAL, read_queue},
+	{"action", LOCAL | EXTERNAL, read_action},
 	{"delay", TIMER, read_delay},
 	{"until", TIMER, read_action},
 	{"definition", CHILD, read_definition},
 	{"input", CHILD, read_action},
-	{"compensation", LOCAL, read_compensation},
-	{"pivot", LOCAL | TIMER | CHILD, read_pivot},
-	{"timeout", LOCAL | TIMER | CHILD, read_timeout},
+	{"compensation", LOCAL | EXTERNAL, read_compensation},
+	{"confirmation", EXTERNAL, read_confirmation},
+	{"pivot", LOCAL | TIMER | CHILD | EXTERNAL, read_pivot},
+	{"timeout", LOCAL | TIMER | CHILD | EXTERNAL, read_timeout},
+	{"claim_timeout", EXTERNAL, read_claim_timeout},
+	{"total_timeout", EXTERNAL, read_total_timeout},
 	{"timeout", SIGNAL, read_signal_timeout},
 	{"otherwise", SIGNAL, read_otherwise},
 	{"pivot", SIGNAL, read_pivot},
-	{"retry", LOCAL | TIMER | CHILD, read_retry},
-	{"compensation_timeout", LOCAL, read_compensation_timeout},
-	{"compensation_retry", LOCAL, read_compensation_retry},
+	{"retry", LOCAL | TIMER | CHILD | EXTERNAL, read_retry},
+	{"compensation_timeout", LOCAL | EXTERNAL, read_compensation_timeout},
+	{"compensation_retry", LOCAL | EXTERNAL, read_compensation_retry},
+	{"confirmation_timeout", EXTERNAL, read_confirmation_timeout},
+	{"confirmation_retry", EXTERNAL, read_confirmation_retry},
 	{"isolation", LOCAL, read_isolation},
 	{"durable", LOCAL, read_durable},
 	{"after", ANY, read_after},
 	{"only_if", ANY, read_only_if},
-	{"foreach", LOCAL | CHILD, read_foreach},
-	{"parallel", LOCAL | CHILD, read_parallel},
-	{"quorum", LOCAL | CHILD, read_quorum},
+	{"foreach", LOCAL | CHILD | EXTERNAL, read_foreach},
+	{"parallel", LOCAL | CHILD | EXTERNAL, read_parallel},
+	{"quorum", LOCAL | CHILD | EXTERNAL, read_quorum},
 	{"confirmation", LOCAL, read_confirmation},
 	{"confirmation_timeout", LOCAL, read_confirmation_timeout},
 	{"confirmation_retry", LOCAL, read_confirmation_retry},
 	{"savepoint", ANY, read_savepoint},
 	{"and_then", ANY, read_and_then},
 	{"recoveries", ANY, read_recoveries},
-	{"exclusive", LOCAL | CHILD, read_exclusive},
-	{"exclusive_until", LOCAL | CHILD, read_exclusive_until},
-	{"exclusive_timeout", LOCAL | CHILD, read_exclusive_timeout},
-	{"concurrency", LOCAL | CHILD, read_concurrency}
+	{"exclusive", LOCAL | CHILD | EXTERNAL, read_exclusive},
+	{"exclusive_until", LOCAL | CHILD | EXTERNAL, read_exclusive_until},
+	{"exclusive_timeout", LOCAL | CHILD | EXTERNAL, read_exclusive_timeout},
+	{"concurrency", LOCAL | CHILD | EXTERNAL, read_concurrency}
 };
 
 /* What makes steps of this kind. */
@@ -594,8 +627,9 @@ report_unknown_field(const SagaStepInput *step, const char *field, bool known)
 			errmsg("unrecognized field \"%s\" in %s", field, step->where),
 			known ?
 			errdetail("Steps of kind \"%s\" do not have it.", kind) : 0,
-			errhint("The fields of a %s step are %s: see %s.",
-					kind, list_fields(step->kind), maker(step->kind)));
+			errhint("The fields of %s %s step are %s: see %s.",
+					step->kind == SAGA_KIND_EXTERNAL ? "an" : "a", kind,
+					list_fields(step->kind), maker(step->kind)));
 }
 
 static void
@@ -653,7 +687,7 @@ read_heading(SagaStepInput *step, JsonbContainer *object)
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("invalid kind in %s", step->where),
 				errdetail("There is no kind \"%s\".", kind),
-				errhint("The kinds are local, timer, signal and child."));
+				errhint("The kinds are local, timer, signal, child and external."));
 }
 
 
@@ -735,6 +769,25 @@ check_child(const SagaStepInput *step)
 				errhint("A child step says of which definition its saga is."));
 }
 
+static void
+check_external(const SagaStepInput *step)
+{
+	if (step->queue == NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("%s has no queue", step->where),
+				errhint("An external step says in which queue its tasks are offered."));
+	saga_queue_check_name(step->queue, step->where);
+	for (int op = 0; op < SAGA_NOPERATION; op++)
+	{
+		if (step->function[op] != NULL)
+			saga_definition_check_name(step->function[op],
+									   psprintf("task (%s of %s)",
+												saga_operation_name((SagaOperation) op),
+												step->where));
+	}
+}
+
 /* Fields that go with others. */
 static void
 check_companions(const SagaStepInput *step)
@@ -767,6 +820,8 @@ check_step(const SagaStepInput *step)
 		check_signal(step);
 	if (step->kind == SAGA_KIND_CHILD)
 		check_child(step);
+	if (step->kind == SAGA_KIND_EXTERNAL)
+		check_external(step);
 	check_companions(step);
 }
 
@@ -785,6 +840,7 @@ action_field(SagaStepKind kind)
 			return "input";
 		case SAGA_KIND_LOCAL:
 		case SAGA_KIND_SIGNAL:
+		case SAGA_KIND_EXTERNAL:
 			break;
 	}
 	return "action";
@@ -798,7 +854,7 @@ resolve_functions(SagaStepInput *step)
 		SagaOperation op = (SagaOperation) i;
 		bool		is_action = op == SAGA_OPERATION_ACTION;
 
-		if (step->function[op] != NULL)
+		if (step->function[op] != NULL && step->kind != SAGA_KIND_EXTERNAL)
 			step->oid[op] =
 				saga_functions_resolve(step->function[op],
 									   is_action ? action_field(step->kind) :
@@ -830,6 +886,9 @@ saga_stepinput_read(SagaStepInput *step, int position, Jsonb *json)
 
 	read_heading(step, &json->root);
 	read_fields(step, &json->root);
+	if (step->kind == SAGA_KIND_EXTERNAL &&
+		step->function[SAGA_OPERATION_ACTION] == NULL)
+		step->function[SAGA_OPERATION_ACTION] = step->name;
 	check_step(step);
 	resolve_functions(step);
 }

@@ -20,8 +20,10 @@ typedef struct SagaStepInput
 	const char *where;			/* step "charge"; step 3 if it has no name */
 	const char *name;
 	SagaStepKind kind;
-	const char *function[SAGA_NOPERATION];	/* as given; NULL = none */
-	Oid			oid[SAGA_NOPERATION];
+	const char *function[SAGA_NOPERATION];	/* as given; NULL = none.  Of an
+											 * external step the names that
+											 * the participant is told */
+	Oid			oid[SAGA_NOPERATION];	/* of the functions */
 	const char *condition;		/* only_if, likewise */
 	Oid			condition_oid;
 	int64		timeout[SAGA_NOPERATION];	/* 0 = none */
@@ -48,6 +50,9 @@ typedef struct SagaStepInput
 	int64		signal_timeout;
 	const Jsonb *otherwise;
 	const char *child;			/* name of the definition */
+	const char *queue;			/* of an external step */
+	int64		claim_timeout;	/* likewise; 0 = none; so the next one */
+	int64		total_timeout;
 
 	/* set by stepgraph.c */
 	int			npreds;

@@ -64,6 +64,9 @@
  * rules say about their rows, unless assertions are on. */
 #define MAX_CHECKED			2000
 
+/* So many random tokens are made at a time. */
+#define TOKEN_POOL			32
+
 /* The array that a foreach step goes through. */
 typedef struct SagaElements
 {
@@ -256,13 +259,23 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 	return existing;
 }
 
-static void
-make_token(pg_uuid_t *token)
+/* Many at a time: a call of the generator costs as much as the rest of a row. */
+void
+saga_store_make_token(pg_uuid_t *token)
 {
-	if (!pg_strong_random(token->data, UUID_LEN))
-		ereport(ERROR,
-				errcode(ERRCODE_INTERNAL_ERROR),
-				errmsg("could not generate random values"));
+	static pg_uuid_t pool[TOKEN_POOL];
+	static int	nleft = 0;
+
+	if (nleft == 0)
+	{
+		if (!pg_strong_random(pool, sizeof(pool)))
+			ereport(ERROR,
+					errcode(ERRCODE_INTERNAL_ERROR),
+					errmsg("could not generate random values"));
+		nleft = TOKEN_POOL;
+	}
+	*token = pool[--nleft];
+	memset(&pool[nleft], 0, UUID_LEN);
 }
 
 /* Insert the row, and have a worker look at it once that is committed. */
@@ -277,7 +290,7 @@ insert_saga(const NewSaga *new)
 	pg_uuid_t	token;
 	SagaTable  *table;
 
-	make_token(&token);
+	saga_store_make_token(&token);
 	values[SAGA_ID] = Int64GetDatum(new->id);
 	values[SAGA_DUE_AT] = TimestampTzGetDatum(later ? new->start_at : now);
 	values[SAGA_CREATED_AT] = TimestampTzGetDatum(now);
@@ -715,6 +728,7 @@ read_op_row(TupleTableSlot *slot, SagaOpRow *row)
 	row->started_at = get_time(slot, STEP_STARTED_AT);
 	row->finished_at = get_time(slot, STEP_FINISHED_AT);
 	row->child_id = get_id(slot, STEP_CHILD_ID);
+	row->task_id = get_id(slot, STEP_TASK_ID);
 	row->result = get_jsonb(slot, STEP_RESULT);
 	row->error = get_jsonb(slot, STEP_ERROR);
 }
@@ -1286,6 +1300,23 @@ saga_store_peek(int64 id)
 	return saga;
 }
 
+Saga *
+saga_store_peek_at(SagaTables *tables, Snapshot snapshot, int64 id, int16 slot)
+{
+	SagaTable  *table;
+	Saga	   *saga;
+
+	look_up_names();
+	table = saga_tables_get(tables, SAGA_TABLE_SAGA, slot);
+	if (!saga_table_fetch_id(table, snapshot, id))
+		return NULL;
+	saga = read_saga(table->slot);
+	saga->ended = table->slot->tts_isnull[SAGA_DUE_AT];
+	if (!saga->ended)
+		load_saga(tables, snapshot, saga);
+	return saga;
+}
+
 /* Without a plan: somebody waits for the answer. */
 bool
 saga_store_glance(int64 id, SagaGlance *glance)
@@ -1375,6 +1406,7 @@ save_operation(SagaTables *tables, const Saga *saga, int step, int element,
 	values[STEP_OPERATION] = ObjectIdGetDatum(names->operation[operation]);
 	values[STEP_STATUS] = ObjectIdGetDatum(names->op_status[op->status]);
 	put_id(values, nulls, STEP_CHILD_ID, row->child_id);
+	put_id(values, nulls, STEP_TASK_ID, row->task_id);
 	values[STEP_SLOT] = Int16GetDatum(saga->ref.slot);
 	values[STEP_STEP] = Int16GetDatum(step);
 	values[STEP_ROUND] = Int16GetDatum(saga->rounds[step]);
@@ -1985,11 +2017,10 @@ saga_store_is_request(const char *kind)
 
 /* Insert a message, and have the saga looked at once that is committed. */
 static void
-insert_message(const SagaRef *ref, Oid role, const char *kind,
-			   const char *step, int element, const char *reason,
-			   Jsonb *payload)
+insert_message_into(SagaTable *table, const SagaRef *ref, Oid role,
+					const char *kind, const char *step, int element,
+					const char *reason, Jsonb *payload)
 {
-	SagaTable  *table;
 	Datum		values[MESSAGE_NCOLUMNS];
 	bool		nulls[MESSAGE_NCOLUMNS] = {false};
 
@@ -2008,10 +2039,20 @@ insert_message(const SagaRef *ref, Oid role, const char *kind,
 			 saga_store_is_request(kind) ?
 			 GetUserNameFromId(GetUserId(), false) : "");
 	values[MESSAGE_CREATED_AT] = TimestampTzGetDatum(GetCurrentTimestamp());
-	table = saga_table_open(SAGA_TABLE_MESSAGE, 0, RowExclusiveLock);
 	saga_table_insert(table, values, nulls);
-	saga_table_close(table);
 	saga_wake_at_commit(role, ref->id, ref->slot, ref->definition, true);
+}
+
+static void
+insert_message(const SagaRef *ref, Oid role, const char *kind,
+			   const char *step, int element, const char *reason,
+			   Jsonb *payload)
+{
+	SagaTable  *table = saga_table_open(SAGA_TABLE_MESSAGE, 0,
+										RowExclusiveLock);
+
+	insert_message_into(table, ref, role, kind, step, element, reason, payload);
+	saga_table_close(table);
 }
 
 void
@@ -2021,6 +2062,15 @@ saga_store_post(const Saga *saga, const char *kind, const char *step,
 	look_up_names();
 	insert_message(&saga->ref, saga->role, kind, step, element, reason,
 				   payload);
+}
+
+void
+saga_store_post_outcome(SagaTables *tables, const SagaRef *ref, Oid role,
+						const char *step, int element, Jsonb *outcome)
+{
+	look_up_names();
+	insert_message_into(saga_tables_get(tables, SAGA_TABLE_MESSAGE, 0), ref,
+						role, "outcome", step, element, NULL, outcome);
 }
 
 bool
@@ -2497,7 +2547,10 @@ static const char *const adopt_statements[] = {
 	" WHERE s.id = b.saga_id AND r.rolname = s.role_name AND r.oid <> b.role",
 	"UPDATE saga.lock l SET role = r.oid"
 	" FROM saga.saga s, pg_catalog.pg_roles r"
-	" WHERE s.id = l.saga_id AND r.rolname = s.role_name AND r.oid <> l.role"
+	" WHERE s.id = l.saga_id AND r.rolname = s.role_name AND r.oid <> l.role",
+	"UPDATE saga.task t SET role = r.oid"
+	" FROM saga.saga s, pg_catalog.pg_roles r"
+	" WHERE s.id = t.saga_id AND r.rolname = s.role_name AND r.oid <> t.role"
 };
 static const char *const adopt_sagas =
 	"UPDATE saga.saga s SET role = r.oid, turn = s.turn + 1,"

@@ -23,6 +23,7 @@
 #include "definition.h"
 #include "machine.h"
 #include "shared.h"
+#include "tables.h"
 
 /* What is stored of one operation beside what the machine knows. */
 typedef struct SagaOpRow
@@ -34,6 +35,7 @@ typedef struct SagaOpRow
 	TimestampTz finished_at;	/* 0 = not ended */
 	int64		child_id;		/* of an action: the child that was begun; 0 =
 								 * none */
+	int64		task_id;		/* the task of its last attempt; 0 = none */
 	bool		lacks_place;	/* of one that is QUEUED: for a place in its
 								 * step, not for a lock.  Not stored */
 	Jsonb	   *result;
@@ -145,6 +147,9 @@ typedef struct Saga
 	List	   *messages;		/* of SagaMessage: all that were read */
 } Saga;
 
+/* 128 random bits. */
+extern void saga_store_make_token(pg_uuid_t *token);
+
 /* Whose messages the history keeps: "cancel" ..., "migrate" and "signal". */
 extern bool saga_store_is_request(const char *kind);
 
@@ -197,8 +202,11 @@ extern void saga_store_move(Saga *saga, const Saga *translated,
 extern Jsonb *saga_store_count_at_steps(const char *definition, Oid role,
 										bool sees_all);
 
-/* The state of a saga for one that only looks, or NULL. */
+/* The state of a saga for one that only looks, or NULL.  The second one is
+ * told its slot, reads no messages, and for many of them opens tables once. */
 extern Saga *saga_store_peek(int64 id);
+extern Saga *saga_store_peek_at(SagaTables *tables, Snapshot snapshot,
+								int64 id, int16 slot);
 
 /*
  * Insert the row of a new saga; returns its id.  For saga.begin(): in the
@@ -272,6 +280,12 @@ extern void saga_store_post(const Saga *saga, const char *kind,
  * parent or a child.  False if there is none, or it has ended. */
 extern bool saga_store_post_to(int64 saga_id, const char *kind,
 							   const char *step, int element, Jsonb *payload);
+
+/* Likewise the outcome of an operation that was handed out, from whoever did
+ * it; "role" is the saga's, and "tables" are opened to write. */
+extern void saga_store_post_outcome(SagaTables *tables, const SagaRef *ref,
+									Oid role, const char *step, int element,
+									Jsonb *outcome);
 
 /*
  * Let those who send signals to this saga go one after the other, until the

@@ -30,6 +30,7 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/lsyscache.h"
+#include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/syscache.h"
@@ -41,7 +42,7 @@
 #define HAS_LEAVES(kind)	((kind) < SAGA_TABLE_MESSAGE)
 
 static const char *const table_names[SAGA_NTABLES] = {
-	"saga", "step", "attempt", "history", "message", "branch"
+	"saga", "step", "attempt", "history", "message", "branch", "task"
 };
 
 /* What was looked up, until owner.c's generation changes. */
@@ -134,6 +135,7 @@ saga_tables_names(void)
 	}
 	names.id_sequence = find_table(namespace, "saga_id_seq");
 	names.history_sequence = find_table(namespace, "history_id_seq");
+	names.task_sequence = find_table(namespace, "task_id_seq");
 	type = find_enum(namespace, "saga_status");
 	for (int i = 0; i < SAGA_NSTATUS; i++)
 		names.status[i] = find_label(type, saga_status_name(i));
@@ -282,6 +284,27 @@ predicate_holds(SagaTable *table, IndexInfo *info)
 					GetPerTupleExprContext(table->estate));
 }
 
+/* What is kept with the table lives as long as that. */
+static IndexInfo *
+build_info(SagaTable *table, Relation index)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(table));
+	IndexInfo  *info = BuildIndexInfo(index);
+
+	MemoryContextSwitchTo(old);
+	return info;
+}
+
+static EState *
+build_estate(SagaTable *table)
+{
+	MemoryContext old = MemoryContextSwitchTo(GetMemoryChunkContext(table));
+	EState	   *estate = CreateExecutorState();
+
+	MemoryContextSwitchTo(old);
+	return estate;
+}
+
 static void
 insert_index_entries(SagaTable *table, TupleTableSlot *slot,
 					 bool summarizing_only)
@@ -299,7 +322,7 @@ insert_index_entries(SagaTable *table, TupleTableSlot *slot,
 			(summarizing_only && !saga_index_is_summarizing(index)))
 			continue;
 		if (info == NULL)
-			info = table->infos[i] = BuildIndexInfo(index);
+			info = table->infos[i] = build_info(table, index);
 		column = needed_column(info);
 		if (column > 0 && slot_attisnull(slot, column))
 			continue;
@@ -307,7 +330,7 @@ insert_index_entries(SagaTable *table, TupleTableSlot *slot,
 			(info->ii_Predicate != NIL && column <= 0))
 		{
 			if (table->estate == NULL)
-				table->estate = CreateExecutorState();
+				table->estate = build_estate(table);
 			GetPerTupleExprContext(table->estate)->ecxt_scantuple = slot;
 			if (column <= 0 && info->ii_Predicate != NIL &&
 				!predicate_holds(table, info))
@@ -421,8 +444,9 @@ saga_table_scan(SagaTable *table, Snapshot snapshot, int64 id,
 	index_endscan(scan);
 }
 
-bool
-saga_table_lock(SagaTable *table, Snapshot snapshot, int64 id)
+static bool
+lock_row(SagaTable *table, Snapshot snapshot, int64 id,
+		 LockWaitPolicy wait_policy)
 {
 	ItemPointerData tid;
 	TM_FailureData failure;
@@ -433,7 +457,7 @@ saga_table_lock(SagaTable *table, Snapshot snapshot, int64 id)
 	tid = table->slot->tts_tid;
 	result = table_tuple_lock(table->rel, &tid, snapshot, table->slot,
 							  GetCurrentCommandId(false),
-							  LockTupleNoKeyExclusive, LockWaitSkip,
+							  LockTupleNoKeyExclusive, wait_policy,
 							  IsolationUsesXactSnapshot() ? 0 :
 							  TUPLE_LOCK_FLAG_FIND_LAST_VERSION,
 							  &failure);
@@ -448,6 +472,18 @@ saga_table_lock(SagaTable *table, Snapshot snapshot, int64 id)
 	if (result == TM_Ok)
 		slot_getallattrs(table->slot);
 	return result == TM_Ok;
+}
+
+bool
+saga_table_lock(SagaTable *table, Snapshot snapshot, int64 id)
+{
+	return lock_row(table, snapshot, id, LockWaitSkip);
+}
+
+bool
+saga_table_lock_waiting(SagaTable *table, Snapshot snapshot, int64 id)
+{
+	return lock_row(table, snapshot, id, LockWaitBlock);
 }
 
 Snapshot

@@ -31,10 +31,11 @@ typedef enum SagaTableKind
 	SAGA_TABLE_ATTEMPT,
 	SAGA_TABLE_HISTORY,
 	SAGA_TABLE_MESSAGE,
-	SAGA_TABLE_BRANCH
+	SAGA_TABLE_BRANCH,
+	SAGA_TABLE_TASK
 } SagaTableKind;
 
-#define SAGA_NTABLES		(SAGA_TABLE_BRANCH + 1)
+#define SAGA_NTABLES		(SAGA_TABLE_TASK + 1)
 
 /* Columns, in the order of the script. */
 enum
@@ -52,7 +53,7 @@ enum
 {
 	STEP_SAGA_ID, STEP_DUE_AT, STEP_STARTED_AT, STEP_FINISHED_AT, STEP_ELEMENT,
 	STEP_ATTEMPTS, STEP_FAILURES, STEP_CRASHES, STEP_OPERATION, STEP_STATUS,
-	STEP_CHILD_ID, STEP_SLOT, STEP_STEP, STEP_ROUND, STEP_UNKNOWN,
+	STEP_CHILD_ID, STEP_TASK_ID, STEP_SLOT, STEP_STEP, STEP_ROUND, STEP_UNKNOWN,
 	STEP_CANCELLED, STEP_SURPLUS, STEP_SIGNALLED, STEP_RESULT, STEP_ERROR,
 	STEP_NCOLUMNS
 };
@@ -90,6 +91,16 @@ enum
 	BRANCH_NCOLUMNS
 };
 
+enum
+{
+	TASK_ID, TASK_SAGA_ID, TASK_AT, TASK_OFFERED_AT, TASK_CLAIMED_AT,
+	TASK_EXPIRES_AT, TASK_ENDED_AT, TASK_LEASE_TOKEN, TASK_ANSWER_HASH, TASK_ROLE,
+	TASK_QUEUE_ID, TASK_DEFINITION_ID, TASK_ELEMENT, TASK_ATTEMPT,
+	TASK_EXTENSIONS, TASK_OPERATION, TASK_ROUND, TASK_SLOT, TASK_CLAIMED,
+	TASK_CANCELLED, TASK_STEP, TASK_PARTICIPANT, TASK_OUTCOME, TASK_PROGRESS,
+	TASK_ANSWER, TASK_NCOLUMNS
+};
+
 /* What is known by name, until the extension is made anew. */
 typedef struct SagaNames
 {
@@ -99,6 +110,7 @@ typedef struct SagaNames
 	Oid			op_status[SAGA_NOP_STATUS];
 	Oid			id_sequence;
 	Oid			history_sequence;
+	Oid			task_sequence;
 	pg_uuid_t	coordinator;
 	Oid			coordinator_database;
 	int16		slot;			/* new sagas go there */
@@ -174,6 +186,10 @@ extern bool saga_table_fetch_id(SagaTable *table, Snapshot snapshot, int64 id);
  * leaves the version that was locked in the table's slot.
  */
 extern bool saga_table_lock(SagaTable *table, Snapshot snapshot, int64 id);
+
+/* Likewise, and wait for who has it. */
+extern bool saga_table_lock_waiting(SagaTable *table, Snapshot snapshot,
+									int64 id);
 
 /* Call "each" for every visible row whose first key column is "id". */
 typedef void (*SagaRowCallback) (TupleTableSlot *slot, void *arg);

@@ -1,0 +1,438 @@
+/*
+ * claim.c
+ *		Owns how participants get tasks.
+ *
+ * Rows are locked as the index of the queue gives them, those that somebody has
+ * are skipped; then each saga is asked, as it is committed, whether it wants
+ * its task to be claimed now: an executor that could not lock the row to
+ * withdraw it has marked the operation.  The payload is made of the saga's
+ * rows, so that its data are stored once.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/tableam.h"
+#include "access/xact.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
+#include "utils/timestamp.h"
+
+#include "bind.h"
+#include "claim.h"
+#include "compat.h"
+#include "record.h"
+#include "store.h"
+#include "task.h"
+#include "taskrow.h"
+
+/* A claim that finds its first task only after so long begins the next time
+ * where it ended: microseconds, ... */
+#define SLOW_SCAN		500
+
+/* ... for so long, since tasks that come back stand before that place. */
+#define HINT_LIFETIME	USECS_PER_SEC
+
+/* So many rows are passed over in one claim because their saga does not want them
+ * to be claimed just now; so long it is remembered how far that went. */
+#define MAX_UNWANTED	1000
+#define PASSING_LIFETIME	(10 * USECS_PER_SEC)
+
+/*
+ * Where this session's last claim ended, if the way there was long: index
+ * entries of tasks that were claimed, which a snapshot of somebody else's keeps
+ * from being removed, are not to be read each time.  Nor are many tasks that
+ * are not to be had now: a claim passes over a part of them, and the next one
+ * goes on there.
+ */
+static struct
+{
+	int32		queue;
+	TimestampTz at;
+	TimestampTz good_until;		/* 0 = there is none */
+	bool		passing;		/* there are tasks that were passed over */
+}			hint;
+
+/* What one claim works with. */
+typedef struct Claiming
+{
+	SagaTaskTable tasks;
+	const SagaQueue *queue;
+	int64		lease;
+	const char *participant;
+	SagaTables	sagas;			/* the tables that the sagas are read from */
+	MemoryContext memory;		/* of the call, ... */
+	MemoryContext saga_memory;	/* of the saga that was read last, ... */
+	MemoryContext task_memory;	/* ... and of one of its tasks */
+	int64		saga_id;		/* that saga's; 0 = none */
+	Saga	   *saga;			/* NULL = there is none */
+	SagaClaimCallback each;
+	void	   *arg;
+	TimestampTz first_end;		/* of the leases that were given */
+} Claiming;
+
+/* Does the saga want the task to be claimed? */
+typedef enum Wanted
+{
+	WANTED,
+	NOT_NOW,
+	NEVER
+} Wanted;
+
+static Relation
+find_queue_index(const SagaTable *table)
+{
+	for (int i = 0; i < table->nindexes; i++)
+	{
+		Form_pg_index index = table->indexes[i]->rd_index;
+
+		if (index->indnkeyatts == 4 &&
+			index->indkey.values[0] == TASK_QUEUE_ID + 1)
+			return table->indexes[i];
+	}
+	ereport(ERROR,
+			errcode(ERRCODE_UNDEFINED_OBJECT),
+			errmsg("index \"saga.task_queue\" does not exist"),
+			errhint("Drop and create the extension \"saga\" again, or restore it from a dump."));
+	return NULL;				/* keep the compiler quiet */
+}
+
+/* Lock a ready row that the scan has found, unless somebody else has it. */
+static bool
+lock_ready(SagaTaskTable *tasks, SagaTaskRow *row)
+{
+	if (!saga_taskrow_lock_found(tasks))
+		return false;
+	saga_taskrow_read(tasks->table->slot, row);
+	return saga_taskrow_is_open(row) && !saga_taskrow_is_claimed(row);
+}
+
+/*
+ * Lock up to "max" ready tasks from that place of the queue on, the oldest
+ * first; returns how many.  *slow is set when the first was far.
+ */
+static int
+lock_oldest(Claiming *claiming, TimestampTz from, int64 after, SagaTaskRow *rows,
+			int max, bool *slow)
+{
+	SagaTaskTable *tasks = &claiming->tasks;
+	Relation	index = find_queue_index(tasks->table);
+	ScanKeyData keys[3];
+	IndexScanDesc scan;
+	TimestampTz begun = GetCurrentTimestamp();
+	int			n = 0;
+
+	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
+				Int32GetDatum(claiming->queue->id));
+	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_BOOLEQ,
+				BoolGetDatum(false));
+	ScanKeyInit(&keys[2], 3, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
+				TimestampTzGetDatum(from));
+	scan = saga_index_beginscan(tasks->table->rel, index, tasks->snapshot, 3);
+	index_rescan(scan, keys, 3, NULL, 0);
+	while (n < max &&
+		   index_getnext_slot(scan, ForwardScanDirection, tasks->table->slot))
+	{
+		TimestampTz at;
+		bool		isnull;
+
+		CHECK_FOR_INTERRUPTS();
+		at = DatumGetTimestampTz(slot_getattr(tasks->table->slot, TASK_AT + 1,
+											  &isnull));
+		if (at == from &&
+			DatumGetInt64(slot_getattr(tasks->table->slot, TASK_ID + 1,
+									   &isnull)) <= after)
+			continue;			/* this call has seen it */
+		if (!lock_ready(tasks, &rows[n]))
+			continue;
+		if (n++ == 0)
+			*slow = GetCurrentTimestamp() - begun > SLOW_SCAN;
+	}
+	index_endscan(scan);
+	return n;
+}
+
+/* The saga of a task as it is committed, remembered for its next one. */
+static Saga *
+saga_of_task(Claiming *claiming, const SagaTaskRow *row)
+{
+	int64		id = DatumGetInt64(row->values[TASK_SAGA_ID]);
+	int16		slot = DatumGetInt16(row->values[TASK_SLOT]);
+	MemoryContext old;
+
+	if (claiming->saga_id == id)
+		return claiming->saga;
+	MemoryContextReset(claiming->saga_memory);
+	/* the tables outlive the saga */
+	old = MemoryContextSwitchTo(claiming->memory);
+	(void) saga_tables_get(&claiming->sagas, SAGA_TABLE_SAGA, slot);
+	(void) saga_tables_get(&claiming->sagas, SAGA_TABLE_STEP, slot);
+	MemoryContextSwitchTo(claiming->saga_memory);
+	claiming->saga = saga_store_peek_at(&claiming->sagas,
+										claiming->tasks.snapshot, id, slot);
+	claiming->saga_id = id;
+	MemoryContextSwitchTo(old);
+	return claiming->saga;
+}
+
+/* Which operation of the saga, in "task"; false if it has no such step. */
+static bool
+find_operation(const Saga *saga, const SagaTaskRow *row, SagaTask *task)
+{
+	task->kind = SAGA_TASK_OPERATE;
+	task->step = saga_definition_step(saga->definition,
+									  saga_taskrow_text(row, TASK_STEP));
+	task->element = DatumGetInt32(row->values[TASK_ELEMENT]);
+	task->operation = saga_tables_label(saga_tables_names()->operation,
+										SAGA_NOPERATION,
+										row->values[TASK_OPERATION]);
+	task->attempt = DatumGetInt32(row->values[TASK_ATTEMPT]);
+	return task->step >= 0 &&
+		saga->definition->steps[task->step].kind == SAGA_KIND_EXTERNAL &&
+		task->element >= 0 &&
+		task->element < saga->state.steps[task->step].nelements;
+}
+
+static Wanted
+is_wanted(const Saga *saga, const SagaTaskRow *row, SagaTask *task)
+{
+	const SagaOpState *op;
+
+	if (saga == NULL || saga->ended)
+		return NEVER;
+	if (saga->foreign || saga->broken != NULL ||
+		saga->state.status == SAGA_STATUS_PAUSED)
+		return NOT_NOW;
+	if (!find_operation(saga, row, task))
+		return NEVER;
+	if (saga_task_is_too_large(saga, task))
+		return NOT_NOW;			/* it was not when it was offered */
+	op = saga_record_op(saga, task);
+	if (op->status != SAGA_OP_RUNNING ||
+		saga_record_row(saga, task)->task_id != saga_taskrow_id(row))
+		return NEVER;
+	return op->cancelled ? NOT_NOW : WANTED;
+}
+
+static SagaCallRequest
+make_request(const Saga *saga, const SagaTask *task)
+{
+	const SagaTask action = {.step = task->step,.element = task->element};
+	SagaCallRequest request = {
+		.definition = saga->definition,
+		.step = task->step,
+		.element = task->element,
+		.round = saga_machine_round(&saga->definition->rules, &saga->state,
+									task->step),
+		.operation = task->operation,
+		.attempt = task->attempt,
+		.saga_id = saga->ref.id,
+		.token = &saga->token,
+		.key = saga->key,
+		.traceparent = saga->traceparent,
+		.input = saga->input,
+		.results = (const Jsonb *const *) saga->results,
+		.element_value = saga_store_element(saga, task->step, task->element)
+	};
+
+	if (task->operation != SAGA_OPERATION_ACTION)
+		request.own_result = saga_record_row(saga, &action)->result;
+	request.outcome_unknown =
+		task->operation == SAGA_OPERATION_COMPENSATION &&
+		saga_record_op(saga, &action)->unknown;
+	return request;
+}
+
+/* Give the row to the participant, and tell it what is to be done. */
+static void
+claim_row(Claiming *claiming, const Saga *saga, const SagaTask *task,
+		  SagaTaskRow *row)
+{
+	const SagaStep *step = &saga->definition->steps[task->step];
+	SagaCallRequest request = make_request(saga, task);
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz until = now + claiming->lease;
+	TimestampTz end = DT_NOEND;
+	SagaClaim	claim = {
+		.id = saga_taskrow_id(row),
+		.saga_id = saga->ref.id,
+		.definition = saga->definition->name,
+		.step = step->name,
+		.element = step->foreach.text == NULL ? -1 : task->element,
+		.operation = task->operation,
+		.task = step->task[task->operation],
+		.attempt = task->attempt,
+		.traceparent = saga->traceparent
+	};
+
+	if (step->timeout[task->operation] > 0)
+		end = now + step->timeout[task->operation];
+	if (task->operation == SAGA_OPERATION_ACTION && step->total_timeout > 0)
+	{
+		TimestampTz total = step->total_timeout +
+			saga_record_row(saga, task)->started_at;
+
+		end = Min(end, total);
+	}
+	until = Min(until, end);
+	saga_taskrow_set(row, TASK_EXPIRES_AT, TimestampTzGetDatum(end));
+	row->nulls[TASK_EXPIRES_AT] = end == DT_NOEND;
+	saga_store_make_token(&claim.lease_token);
+	saga_taskrow_set(row, TASK_AT, TimestampTzGetDatum(until));
+	saga_taskrow_set(row, TASK_CLAIMED, BoolGetDatum(true));
+	saga_taskrow_set(row, TASK_CLAIMED_AT, TimestampTzGetDatum(now));
+	saga_taskrow_set(row, TASK_LEASE_TOKEN, UUIDPGetDatum(&claim.lease_token));
+	saga_taskrow_set(row, TASK_PARTICIPANT,
+					 CStringGetTextDatum(claiming->participant));
+	row->nulls[TASK_PROGRESS] = true;
+	saga_taskrow_write(&claiming->tasks, row);
+
+	claim.idempotency_key = saga_call_idempotency_key(&saga->token, step->name,
+													  task->element,
+													  request.round,
+													  task->operation);
+	claim.payload = saga_binding_context(&request, claim.idempotency_key);
+	claim.lease_until = until;
+	claiming->first_end = Min(claiming->first_end, until);
+	claiming->each(&claim, claiming->arg);
+}
+
+/* Claim those of the locked rows that are wanted; returns how many. */
+static int
+claim_locked(Claiming *claiming, SagaTaskRow *rows, int n)
+{
+	int			claimed = 0;
+
+	for (int i = 0; i < n; i++)
+	{
+		MemoryContext old = MemoryContextSwitchTo(claiming->task_memory);
+		Saga	   *saga = saga_of_task(claiming, &rows[i]);
+		SagaTask	task;
+
+		switch (is_wanted(saga, &rows[i], &task))
+		{
+			case WANTED:
+				claim_row(claiming, saga, &task, &rows[i]);
+				claimed++;
+				break;
+			case NEVER:
+				/* its saga has gone on without it, or is no more */
+				saga_taskrow_withdraw(&claiming->tasks, &rows[i]);
+				break;
+			case NOT_NOW:
+				break;
+		}
+		MemoryContextSwitchTo(old);
+		MemoryContextReset(claiming->task_memory);
+		heap_freetuple(rows[i].tuple);
+	}
+	return claimed;
+}
+
+/* Claim "max" tasks, from a place of the queue on; keeps that for later. */
+static int
+claim_from(Claiming *claiming, TimestampTz from, SagaTaskRow *rows, int max)
+{
+	int64		after = 0;
+	int			claimed = 0;
+	int			unwanted = 0;
+
+	while (claimed < max && unwanted < MAX_UNWANTED)
+	{
+		bool		slow = false;
+		int			n = lock_oldest(claiming, from, after, rows,
+									max - claimed, &slow);
+		int			mine;
+
+		if (n == 0)
+			break;
+		from = saga_taskrow_time(&rows[n - 1], TASK_AT);
+		after = saga_taskrow_id(&rows[n - 1]);
+		mine = claim_locked(claiming, rows, n);
+		claimed += mine;
+		unwanted += n - mine;
+		if (slow)
+			hint.good_until = GetCurrentTimestamp() + HINT_LIFETIME;
+		hint.queue = claiming->queue->id;
+		hint.at = from;
+	}
+	hint.passing = unwanted >= MAX_UNWANTED;
+	if (hint.passing)
+		hint.good_until = GetCurrentTimestamp() + PASSING_LIFETIME;
+	return claimed;
+}
+
+/* Where to begin: see "hint". */
+static TimestampTz
+choose_start(int32 queue)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (hint.good_until != 0 && hint.queue == queue && now < hint.good_until &&
+		hint.good_until - now <= PASSING_LIFETIME)
+		return hint.at;
+	hint.good_until = 0;
+	hint.passing = false;
+	return DT_NOBEGIN;
+}
+
+int
+saga_claim_take(const SagaQueue *queue, int max, int64 lease,
+				const char *participant, SagaClaimCallback each, void *arg)
+{
+	Claiming	claiming = {
+		.queue = queue,
+		.lease = lease,
+		.participant = participant,
+		.sagas = {.lockmode = AccessShareLock},
+		.memory = CurrentMemoryContext,
+		.each = each,
+		.arg = arg,
+		.first_end = DT_NOEND
+	};
+	TimestampTz from = choose_start(queue->id);
+	SagaTaskRow *rows = palloc(max * sizeof(SagaTaskRow));
+	int			n = 0;
+
+	(void) saga_tables_names();
+	if (!saga_tables_is_copy())
+	{
+		bool		passed = hint.passing;
+
+		claiming.saga_memory = AllocSetContextCreate(CurrentMemoryContext,
+													 "saga of a task",
+													 ALLOCSET_DEFAULT_SIZES);
+		claiming.task_memory = AllocSetContextCreate(CurrentMemoryContext,
+													 "saga task",
+													 ALLOCSET_DEFAULT_SIZES);
+		saga_taskrow_open(&claiming.tasks);
+		n = claim_from(&claiming, from, rows, max);
+		if (n < max && from != DT_NOBEGIN && !hint.passing)
+		{
+			/* it was the end: from the beginning, or next time */
+			hint.good_until = 0;
+			if (!passed)
+				n += claim_from(&claiming, DT_NOBEGIN, rows, max - n);
+		}
+		saga_tables_close(&claiming.sagas);
+		saga_taskrow_close(&claiming.tasks);
+		MemoryContextDelete(claiming.task_memory);
+		MemoryContextDelete(claiming.saga_memory);
+	}
+	pfree(rows);
+	if (n > 0)
+	{
+		ForceSyncCommit();
+		saga_qstate_lease(claiming.first_end);
+	}
+	saga_qstate_claimed(queue->id, queue->name, participant, n);
+	return n;
+}
+
+void
+saga_claim_forget_place(void)
+{
+	hint.good_until = 0;
+}

@@ -1,0 +1,56 @@
+/*
+ * claim.h
+ *		Tasks are claimed.
+ *
+ * Any backend, for a participant, in its transaction; the caller has checked
+ * that it may.
+ */
+#ifndef SAGA_CLAIM_H
+#define SAGA_CLAIM_H
+
+#include "utils/jsonb.h"
+#include "utils/timestamp.h"
+#include "utils/uuid.h"
+
+#include "machine.h"
+#include "queue.h"
+
+/* The most tasks in one claim. */
+#define SAGA_MAX_TASKS		1000
+
+/* The longest lease: a day, in microseconds. */
+#define SAGA_MAX_LEASE		USECS_PER_DAY
+
+/* What a participant gets. */
+typedef struct SagaClaim
+{
+	int64		id;
+	pg_uuid_t	lease_token;
+	int64		saga_id;
+	const char *definition;
+	const char *step;
+	int			element;		/* -1 = the step is not foreach */
+	SagaOperation operation;
+	const char *task;
+	Jsonb	   *payload;
+	int			attempt;
+	const char *idempotency_key;
+	const char *traceparent;	/* may be NULL */
+	TimestampTz lease_until;
+} SagaClaim;
+
+typedef void (*SagaClaimCallback) (const SagaClaim *claim, void *arg);
+
+/*
+ * Claim at most "max" tasks of a queue, the oldest first, for "lease"
+ * microseconds, and give each to "each" (in memory that is gone afterwards).
+ * Returns how many.  Waits for nobody.  The commit will be flushed.
+ */
+extern int	saga_claim_take(const SagaQueue *queue, int max, int64 lease,
+							const char *participant, SagaClaimCallback each,
+							void *arg);
+
+/* Tasks have come back to this session: its next claim begins at the beginning. */
+extern void saga_claim_forget_place(void);
+
+#endif							/* SAGA_CLAIM_H */
