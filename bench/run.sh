@@ -10,7 +10,10 @@
 #   BENCH_TIMERS   sagas that wait for timers (100000), which fire over
 #   BENCH_SPREAD   so many seconds (60)
 #   BENCH_LOCKS    sagas that contend for 10 locks (10000)
-#   BENCH_PARTS    "floors begin drain latency fanout locks timers memory idle"
+#   BENCH_TASKS    tasks of external steps per run of participants (3000)
+#   BENCH_NOTICES  tasks that a listener waits for (1000)
+#   BENCH_PARTS    "floors begin drain latency fanout locks timers tasks notices
+#                  memory idle"
 #   BENCH_CONF     further settings of the server, "name=value name=value"
 source "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
 
@@ -25,7 +28,9 @@ timers=${BENCH_TIMERS:-100000}
 spread=${BENCH_SPREAD:-60}
 contenders=${BENCH_LOCKS:-10000}
 locks=10
-parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers memory idle} "
+tasks=${BENCH_TASKS:-3000}
+notices=${BENCH_NOTICES:-1000}
+parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers tasks notices memory idle} "
 items=1000
 
 make_scratch bench
@@ -391,6 +396,180 @@ measure_timers()
 	keep raw_timers_cpu "$(awk -v n="$raw" -v s="$timers" 'BEGIN {printf "%.1f", n * 10000 / s}')"
 }
 
+# ---- tasks of external steps beside a bare queue
+
+participants="1 8 32"
+batches="1 10 100"
+
+# How many batches each of so many participants claims: fewer where each waits
+# for a flush, more where it is over too soon.
+batches_each()
+{
+	local all=$tasks
+
+	case "$1 $2" in
+		"1 1") all=$((tasks / 4)) ;;
+		*" 1") all=$((tasks / 2)) ;;
+		*" 100") all=$((tasks * 2)) ;;
+	esac
+	echo $(((all + $1 * $2 - 1) / ($1 * $2)))
+}
+
+# set_workers on | off; with "off" returns when they have ended.
+set_workers()
+{
+	psql -c "ALTER SYSTEM SET saga.enabled = $1" -c "SELECT pg_reload_conf()" >/dev/null
+	while [ "$1" = off ] && [ "$(ask "SELECT count(*) FROM pg_stat_activity
+		WHERE backend_type LIKE 'saga %' AND backend_type <> 'saga launcher'")" -gt 0 ]; do
+		sleep 0.1
+	done
+}
+
+# Until so many tasks wait to be claimed.
+offer_tasks()
+{
+	local deadline=$((SECONDS + 300)) waiting
+
+	as_bench -c "SELECT count(saga.begin('errand', errand_input(i))) FROM generate_series(1, $1) i" >/dev/null
+	while waiting=$(ask "SELECT count(*) FROM saga.task WHERE at IS NOT NULL AND NOT claimed"); [ "$waiting" -lt "$1" ]; do
+		[ $SECONDS -lt $deadline ] || die "timed out with $waiting of $1 tasks offered"
+		sleep 0.5
+	done
+}
+
+# A transaction that holds the horizon, from here to release_horizon.
+hold_horizon()
+{
+	local line
+
+	coproc holder { as_bench -At; }
+	echo "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 'holds' FROM bare_payload;" >&"${holder[1]}"
+	read -r line <&"${holder[0]}"
+	expect "snapshot" "$line" holds
+}
+release_horizon()
+{
+	local pid=$holder_PID
+
+	echo "COMMIT; \\q" >&"${holder[1]}"
+	wait "$pid"
+}
+
+# participate NAME KIND PARTICIPANTS BATCH: so many claim and answer; the rate
+# counts what was really done.
+participate()
+{
+	local name=$1 kind=$2 clients=$3 batch=$4 each out before answered results
+
+	each=$(batches_each "$clients" "$batch")
+	results=$(printf ',"\\"done\\""%.0s' $(seq "$batch"))
+	# a constant, so that neither is planned each time
+	sed "s/:batch/$batch/" "$scratch/src/bench/tasks_$kind.pgbench" | as_user tee "$scratch/tmp/tasks.pgbench" >/dev/null
+	before=$(tasks_done "$kind")
+	out=$(as_user "$bindir/pgbench" -n -M prepared -U bench -d bench -c "$clients" -j 2 -t "$each" \
+		-D results="{${results#,}}" -f "$scratch/tmp/tasks.pgbench" 2>&1) || die "$out"
+	answered=$(($(tasks_done "$kind") - before))
+	[ $answered -gt $((clients * batch * each / 2)) ] || die "$name: only $answered tasks done: $out"
+	keep "$name" "$(sed -n 's/^tps = \([0-9.]*\).*/\1/p' <<<"$out" |
+		awk -v answered="$answered" -v n=$((clients * each)) '{printf "%.1f", $1 * answered / n}')"
+}
+tasks_done()
+{
+	case $1 in
+		bare) ask "SELECT $pool - count(*) FROM bare_task" ;;
+		saga) ask "SELECT count(*) FROM saga.task WHERE outcome = 'answered'" ;;
+	esac
+}
+
+# The last value of a name by the last of another one.
+keep_ratio()
+{
+	keep "$1" "$(awk -v a="$(tail -n 1 "$scratch/values/$2")" -v b="$(tail -n 1 "$scratch/values/$3")" \
+		'BEGIN {print a / b}')"
+}
+
+# Claims and answers alone: tasks that wait before the clock starts, and no
+# workers; both kinds of queue in turns, and both as long.  With "held" a
+# transaction stays open over all turns of one size.
+measure_claims()
+{
+	local horizon=$1 clients=$2 batch round
+
+	pool=0
+	for batch in $batches; do
+		pool=$((pool + rounds * clients * batch * $(batches_each "$clients" "$batch")))
+	done
+	# nobody finds the queue empty
+	pool=$((pool + 5000))
+	offer_tasks "$pool"
+	set_workers off
+	as_bench -c "CALL fill_bare_tasks($pool)"
+	for batch in $batches; do
+		psql -c "VACUUM ANALYZE saga.task, bare_task" -c CHECKPOINT
+		[ "$horizon" = free ] || hold_horizon
+		for round in $(seq "$rounds"); do
+			participate "bare $horizon $clients $batch" bare "$clients" "$batch"
+			participate "saga $horizon $clients $batch" saga "$clients" "$batch"
+			keep_ratio "ratio $horizon $clients $batch" "saga $horizon $clients $batch" "bare $horizon $clients $batch"
+		done
+		[ "$horizon" = free ] || release_horizon
+	done
+	set_workers on
+	finish_errands
+}
+
+finish_errands()
+{
+	as_bench -c "CALL run_errands()"
+	wait_for_end 600
+	expect "errands done" "$(ask "SELECT count(*) FROM saga.sagas WHERE definition = 'errand' AND status <> 'completed'")" 0
+}
+
+# The same while workers act on the answers: from the first claim to the end of
+# the last saga.
+measure_whole()
+{
+	local horizon=$1 clients=$2 batch=$3 begun n
+
+	n=$((clients * batch * $(batches_each "$clients" "$batch")))
+	begun=$(ask "SELECT clock_timestamp()")
+	offer_tasks "$n"
+	[ "$horizon" = free ] || hold_horizon
+	participate "alone" saga "$clients" "$batch"
+	finish_errands
+	[ "$horizon" = free ] || release_horizon
+	keep_rate "whole $horizon $clients $batch" "$n" "$(ask "SELECT extract(epoch FROM max(g.finished_at) - min(t.claimed_at))
+		FROM saga.task t JOIN saga.saga g ON g.id = t.saga_id WHERE t.offered_at >= '$begun'")"
+}
+
+# What a saga's payload is, for the bare queue.
+measure_payload()
+{
+	offer_tasks 1
+	as_bench <<-'SQL'
+		SELECT id, lease_token, payload FROM saga.claim_tasks('errands') \gset
+		INSERT INTO bare_payload VALUES (:'payload');
+		SELECT saga.complete_task(:id, :'lease_token') \g /dev/null
+	SQL
+	expect "payloads" "$(ask "SELECT count(*) FROM bare_payload")" 1
+	keep payload "$(ask "SELECT pg_column_size(payload) FROM bare_payload")"
+}
+
+measure_notices()
+{
+	local kind p50 p99 unheard
+
+	as_user gcc -O2 -o "$scratch/listen" "$scratch/src/bench/listen.c" -I"$("$pg_config" --includedir)" \
+		-L"$("$pg_config" --libdir)" -Wl,-rpath,"$("$pg_config" --libdir)" -lpq
+	as_bench -c "CALL fill_bare_tasks(0)"
+	while read -r kind p50 p99 unheard; do
+		keep "notice_${kind}_p50" "$p50"
+		keep "notice_${kind}_p99" "$p99"
+		expect "notices of $kind that did not come" "$unheard" 0
+	done < <(as_user env PGUSER=bench PGDATABASE=bench "$scratch/listen" "$notices" 5)
+	[ -n "$(value notice_saga_p50)" ] || die "no notice came"
+}
+
 # The largest private memory of a worker, in kB.
 worker_memory()
 {
@@ -447,6 +626,9 @@ if want fanout || want locks || want timers; then
 	same_tables
 	as_bench -f "$scratch/src/bench/flow.sql"
 fi
+if want tasks || want notices; then
+	as_bench -f "$scratch/src/bench/tasks.sql"
+fi
 
 for round in $(seq "$rounds"); do
 	progress "round $round of $rounds"
@@ -485,6 +667,24 @@ done
 if want timers; then
 	progress "timers, $timers sagas"
 	measure_timers
+fi
+if want tasks || want notices; then
+	measure_payload
+fi
+if want tasks; then
+	for horizon in free held; do
+		progress "tasks, horizon $horizon"
+		for clients in $participants; do
+			measure_claims $horizon "$clients"
+		done
+		for batch in $batches; do
+			measure_whole $horizon 8 "$batch"
+		done
+	done
+fi
+if want notices; then
+	progress "notices, $notices of each kind"
+	measure_notices
 fi
 if want memory; then
 	progress "memory, $memory sagas"
@@ -572,6 +772,43 @@ row "... from due to completed, p99" "$(number 0 "$(value timers_done)")" ms
 row "CPU per timer that fires, with the step after it" "$(number 0 "$(value timers_cpu)")" us "" "" \
 	"$(times "$(value timers_cpu)" "$(value raw_timers_cpu)") the loop"
 row "a loop that writes its rows, a commit per 50" "$(number 0 "$(value raw_timers_cpu)")" us
+row "from a begin to a listener that has the task, p50" "$(value notice_saga_p50)" us "" "" \
+	"$(times "$(value notice_saga_p50)" "$(value notice_bare_p50)") a bare NOTIFY"
+row "... p99" "$(value notice_saga_p99)" us "" "" \
+	"$(times "$(value notice_saga_p99)" "$(value notice_bare_p99)") a bare NOTIFY"
+row "from an INSERT with NOTIFY to the same, p50" "$(value notice_bare_p50)" us
+row "... p99" "$(value notice_bare_p99)" us
 row "worker's private memory after $((memory / 5)) sagas" "$(value memory_fifth)" kB
 row "worker's private memory after $memory sagas" "$(value memory_all)" kB "" "" flat
 row "transactions per minute when idle" "$(value idle)" per_min "" "" 0
+
+task_rows()
+{
+	local clients batch horizon
+
+	echo
+	echo "Tasks per second that participants claim in one transaction and answer in another. \"Bare\" is a table with"
+	echo "SKIP LOCKED and a payload of the same $(value payload) bytes, UPDATE and DELETE; \"saga\" is claim_tasks() and complete_tasks()"
+	echo "with the workers stopped, who act on the answers later; both in turns, the ratio is the median of those of $rounds"
+	echo "pairs. \"Whole\" is from the first claim to the end of the last saga, with the workers. \"Held\": a transaction"
+	echo "holds the horizon meanwhile."
+	echo
+	printf '| %12s | %5s | %-7s | %10s | %10s | %10s | %8s | %10s |\n' \
+		participants batch horizon bare saga saga/bare "to reach" whole
+	echo "|--:|--:|---|--:|--:|--:|--:|--:|"
+	for horizon in free held; do
+		for clients in $participants; do
+			for batch in $batches; do
+				printf '| %12s | %5s | %-7s | %10s | %10s | %10s | %8s | %10s |\n' \
+					"$clients" "$batch" "$horizon" \
+					"$(number 0 "$(value "bare $horizon $clients $batch")")" \
+					"$(number 0 "$(value "saga $horizon $clients $batch")")" \
+					"$(number 2 "$(value "ratio $horizon $clients $batch")")" 0.70 \
+					"$(number 0 "$(value "whole $horizon $clients $batch")")"
+			done
+		done
+	done
+}
+if want tasks; then
+	task_rows
+fi
