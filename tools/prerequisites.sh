@@ -26,6 +26,12 @@ major()
 
 have_perl_module() { perl -e "require $1" 2>/dev/null; }
 
+# Debian's python3 has Debian's packages; another one may come first in PATH.
+have_psycopg2()
+{
+	python3 -c 'import psycopg2' 2>/dev/null || /usr/bin/python3 -c 'import psycopg2' 2>/dev/null
+}
+
 # One line per missing package.
 missing()
 {
@@ -52,6 +58,11 @@ missing()
 			have_perl_module IPC::Run || echo libipc-run-perl
 			command -v pg_prove >/dev/null || echo libtap-parser-sourcehandler-pgtap-perl
 			[ -f "$sharedir/extension/pgtap.control" ] || echo "postgresql-$version-pgtap"
+			# what the participants of examples/ run on, wherever it comes from
+			have_psycopg2 || echo python3-psycopg2
+			command -v node >/dev/null || echo nodejs
+			command -v npm >/dev/null || echo npm
+			PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || echo pgbouncer
 			;;
 	esac
 	case $set_name in
