@@ -1,6 +1,7 @@
 #!/bin/bash
-# "make demo": saga at work on a throw-away server, first in a shop, then in a
-# bank where workers are killed while 20,000 transfers run.
+# "make demo": saga at work on a throw-away server, first in a shop, then with a
+# participant outside, then in a bank where workers are killed while 20,000
+# transfers run.
 source "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
 
 bash "$top/tools/prerequisites.sh" demo
@@ -53,6 +54,7 @@ say "=== 1. A shop: an order is reserved, charged and confirmed, or it never was
 psql -d postgres -v ON_ERROR_STOP=1 <<'SQL'
 SET client_min_messages = warning;
 CREATE ROLE shop LOGIN;
+CREATE ROLE carrier LOGIN;
 CREATE ROLE bank LOGIN;
 CREATE DATABASE shop OWNER shop;
 CREATE DATABASE bank OWNER bank;
@@ -67,7 +69,10 @@ SELECT saga.grant_usage('bank') \g /dev/null
 SQL
 psql -U shop -d shop -f "$scratch/src/demo/shop.sql"
 
-say "=== 2. A bank: $transfers transfers by pgbench -c 8, while workers are killed"
+say "=== 2. A carrier outside: parcels are tasks, claimed and answered in SQL"
+psql -U shop -d shop -f "$scratch/src/demo/carrier.sql"
+
+say "=== 3. A bank: $transfers transfers by pgbench -c 8, while workers are killed"
 as_user "$bindir/pgbench" -q -i -s 10 -U bank -d bank >/dev/null 2>&1 ||
 	die "could not initialize pgbench's tables"
 psql -U bank -d bank -f "$scratch/src/demo/bank.sql"
