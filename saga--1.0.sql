@@ -933,7 +933,7 @@ RETURNS record
 LANGUAGE c VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'saga_extend_lease';
 COMMENT ON FUNCTION saga.extend_lease(bigint, uuid, interval, jsonb) IS
-    'keep a task for so long from now on, but not beyond the timeout of the attempt; progress is what saga.tasks shows. cancel_requested says that nobody needs it any more: complete it, fail it, or release it if it was not begun. Raises SG030 if the lease was lost';
+    'keep a task for so long from now on, which may be less than it was, and not beyond the timeout of the attempt; progress is what saga.tasks shows. cancel_requested says that nobody needs it any more: complete it, fail it, or release it if it was not begun. Raises SG030 if the lease was lost';
 
 CREATE FUNCTION saga.extend_leases(
     ids bigint[],

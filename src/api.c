@@ -39,6 +39,7 @@
 #include "migrate.h"
 #include "errcodes.h"
 #include "guc.h"
+#include "kinds.h"
 #include "owner.h"
 #include "queue.h"
 #include "store.h"
@@ -329,6 +330,8 @@ check_verb(Saga *saga, const char *verb, SagaEventKind kind, int step,
 		refuse_broken(verb, saga);
 	}
 	apply_requests(saga);
+	if (kind == SAGA_EVENT_CANCEL)
+		saga_kind_imagine_turning_back(saga);
 	refuse(verb, saga, saga_machine_apply(&saga->definition->rules,
 										  &saga->state, &event));
 }

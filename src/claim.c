@@ -38,7 +38,7 @@
 /* So many rows are passed over in one claim because their saga does not want them
  * to be claimed just now; so long it is remembered how far that went. */
 #define MAX_UNWANTED	1000
-#define PASSING_LIFETIME	(10 * USECS_PER_SEC)
+#define PASSING_LIFETIME	(5 * USECS_PER_MINUTE)
 
 /*
  * Where this session's last claim ended, if the way there was long: index

@@ -56,7 +56,7 @@
 #define SOON			USECS_PER_SEC
 
 /* Between two looks for tasks that wait, for leases that are over, and for tasks
- * that ended long ago, unless the last one found a whole batch of them. */
+ * that ended long ago: that one unless the last found a whole batch of them. */
 #define LOOK_PAUSE		(100 * INT64CONST(1000))
 #define LEASE_PAUSE		(50 * INT64CONST(1000))
 #define PURGE_PAUSE		(60 * USECS_PER_SEC)

@@ -19,10 +19,11 @@
  * child that may still run.
  *
  * External steps.  The operation is RUNNING from the offer of its task until an
- * outcome comes, as a message: of the participant, or of the coordinator when a
- * lease is over.  Its time in between is when the task is to be looked at: it
- * has waited too long to be claimed, the action as a whole has taken too long,
- * or its row was locked by a participant when it was to be withdrawn.
+ * outcome comes: the participant's, which advance.c takes from the task, or a
+ * message of the coordinator when a lease is over.  Its time in between is when
+ * the task is to be looked at: it has waited too long to be claimed, the action
+ * as a whole has taken too long, or its row was locked by a participant when it
+ * was to be withdrawn.
  */
 #include "postgres.h"
 
@@ -295,13 +296,16 @@ claim_end(const Saga *saga, const SagaTask *task, TimestampTz offered_at)
 
 /*
  * The deadline of a saga counts until its pivot succeeds, but one that is out
- * holds it up: so a pivot that nobody has claimed is taken back then.
+ * holds it up: so a pivot that nobody has claimed is taken back then.  Once: if
+ * the saga does not turn back all the same it is offered again, without end.
  */
 static TimestampTz
-pivot_end(const Saga *saga, const SagaTask *task)
+pivot_end(const Saga *saga, const SagaTask *task, TimestampTz offered_at)
 {
 	if (task->operation != SAGA_OPERATION_ACTION || saga->state.backward ||
 		!saga->definition->rules.steps[task->step].pivot ||
+		saga_record_op(saga, task)->unknown ||
+		saga->state.deadline <= offered_at ||
 		saga->state.deadline == SAGA_TIME_NEVER)
 		return DT_NOEND;
 	return saga->state.deadline;
@@ -313,7 +317,7 @@ ready_end(const Saga *saga, const SagaTask *task, TimestampTz offered_at)
 {
 	TimestampTz end = total_end(saga, task);
 	TimestampTz claim = claim_end(saga, task, offered_at);
-	TimestampTz pivot = pivot_end(saga, task);
+	TimestampTz pivot = pivot_end(saga, task, offered_at);
 
 	return Min(end, Min(claim, pivot));
 }
@@ -457,9 +461,12 @@ static void
 fail_claimed(Saga *saga, const SagaTask *task, const SagaTaskInfo *info,
 			 bool is_final)
 {
+	const SagaQueue *queue = saga_queue_find(step_of(saga, task)->queue);
 	SagaOutcome outcome;
 
 	saga_task_expire(saga_record_row(saga, task)->task_id);
+	if (queue != NULL)
+		saga_qstate_answered(queue->id, queue->name, &queue->breaker, 0, 0, 1);
 	saga_task_lease_outcome(info->participant, &outcome);
 	if (is_final)
 	{
@@ -483,7 +490,7 @@ look_at_ready(Saga *saga, const SagaTask *task, const SagaTaskInfo *info)
 	TimestampTz now = GetCurrentTimestamp();
 
 	if (saga_record_op(saga, task)->cancelled ||
-		pivot_end(saga, task) <= now)
+		pivot_end(saga, task, info->offered_at) <= now)
 		withdraw(saga, task);
 	else if (total_end(saga, task) <= now)
 		fail_unclaimed(saga, task, true);
@@ -717,6 +724,24 @@ void
 saga_kind_resuming(Saga *saga)
 {
 	for_tasks_out(saga, announce_again);
+}
+
+static void
+imagine_withdrawn(Saga *saga, const SagaTask *task)
+{
+	SagaEvent	event = saga_record_make_event(SAGA_EVENT_REVOKED, task);
+
+	if (saga->definition->rules.steps[task->step].pivot &&
+		task->operation == SAGA_OPERATION_ACTION &&
+		saga_task_is_ready(saga_record_row(saga, task)->task_id))
+		(void) saga_record_event(saga, &event);
+}
+
+void
+saga_kind_imagine_turning_back(Saga *saga)
+{
+	if (saga->definition->has_pivot && !saga->state.backward)
+		for_tasks_out(saga, imagine_withdrawn);
 }
 
 void

@@ -47,6 +47,9 @@ extern void saga_kind_pausing(Saga *saga);
 extern void saga_kind_resuming(Saga *saga);
 extern void saga_kind_turning_back(Saga *saga);
 
+/* The same in memory alone, for who asks whether it could turn back. */
+extern void saga_kind_imagine_turning_back(Saga *saga);
+
 /*
  * Messages: "signal", "child" (how a child ended), "recall" and "release"
  * (what a parent wants).  Each returns what came of it, as the history says

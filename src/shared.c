@@ -2429,12 +2429,6 @@ saga_coordinator_set_deadline(TimestampTz when)
 						(uint64) when);
 }
 
-TimestampTz
-saga_coordinator_duty_at(SagaDuty duty)
-{
-	return read_time(&shared->databases[my_coordinator].duties[duty]);
-}
-
 static TimestampTz
 next_duty(Database *db)
 {

@@ -244,10 +244,8 @@ extern void saga_shared_lost_done(const SagaLost *lost);
 extern TimestampTz saga_coordinator_deadline(void);
 extern void saga_coordinator_set_deadline(TimestampTz when);
 
-/* When a duty is next, DT_NOEND if it is not known to be; and the first of all.
- * Who takes one sees to it, and says when it is next; taken are those only that
- * are due. */
-extern TimestampTz saga_coordinator_duty_at(SagaDuty duty);
+/* When the first duty is, DT_NOEND if none is known of.  Who takes one sees to it,
+ * and says when it is next; taken are those only that are due. */
 extern TimestampTz saga_coordinator_next_duty(void);
 extern bool saga_coordinator_take_duty(SagaDuty duty, TimestampTz now);
 

@@ -103,6 +103,8 @@ saga_task_look(int64 id, SagaTaskInfo *info)
 			state = SAGA_TASK_CLAIMED;
 		else if (saga_taskrow_is_open(&row))
 			state = SAGA_TASK_READY;
+		else if (saga_taskrow_has_answer(&row))
+			state = SAGA_TASK_ANSWERED;
 		else if (saga_taskrow_has_outcome(&row, SAGA_TASKROW_WITHDRAWN))
 			state = SAGA_TASK_WITHDRAWN;
 		else
@@ -113,6 +115,20 @@ saga_task_look(int64 id, SagaTaskInfo *info)
 			SAGA_TASK_TAKEN : SAGA_TASK_GONE;
 	saga_taskrow_close(&tasks);
 	return state;
+}
+
+bool
+saga_task_is_ready(int64 id)
+{
+	SagaTaskTable tasks;
+	bool		ready;
+
+	saga_taskrow_open(&tasks);
+	ready = saga_table_fetch_id(tasks.table, tasks.snapshot, id) &&
+		!tasks.table->slot->tts_isnull[TASK_AT] &&
+		!DatumGetBool(tasks.table->slot->tts_values[TASK_CLAIMED]);
+	saga_taskrow_close(&tasks);
+	return ready;
 }
 
 /*

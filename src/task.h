@@ -49,6 +49,9 @@ typedef struct SagaTaskInfo
 /* Look at a task, and lock its row: all but TAKEN and GONE. */
 extern SagaTaskState saga_task_look(int64 id, SagaTaskInfo *info);
 
+/* Has nobody claimed it, as far as is committed?  Any backend; locks nothing. */
+extern bool saga_task_is_ready(int64 id);
+
 /* Of one that was looked at: take it back if it is READY, end its lease if it
  * is CLAIMED; and tell who has claimed it that nobody needs it. */
 extern void saga_task_withdraw(int64 id);

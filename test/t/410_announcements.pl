@@ -167,8 +167,7 @@ BEGIN;
 SELECT count(saga.release_task(id, lease_token)) FROM saga.claim_tasks('mail', 40);
 ROLLBACK;
 EOS
-coordinator_leaves();
-is(heard($listener, 'mail'), 0, 'what was rolled back is not announced');
+hear($listener, 'mail', 'a claim that was rolled back: others may have looked meanwhile');
 app("SELECT count(saga.release_task(id, lease_token)) FROM saga.claim_tasks('mail', 40, participant => 'one')");
 hear($listener, 'mail', 'tasks that were released');
 
