@@ -1116,31 +1116,12 @@ static SagaCallRequest
 make_request(const SagaRun *run, const SagaMember *member,
 			 const SagaTask *task)
 {
-	const Saga *saga = member->saga;
-	SagaCallRequest request = {
-		.definition = saga->definition,
-		.step = task->step,
-		.element = task->element,
-		.round = saga_machine_round(&saga->definition->rules, &saga->state,
-									task->step),
-		.operation = task->operation,
-		.attempt = task->attempt,
-		.saga_id = saga->ref.id,
-		.token = &saga->token,
-		.key = saga->key,
-		.traceparent = saga->traceparent,
-		.input = saga->input,
-		.results = (const Jsonb *const *) saga->results,
-		.element_value = saga_store_element(saga, task->step, task->element),
-		.holds_lock = holds_lock,
-		.in_worker = run->driver->worker,
-		.in_batch = run->in_batch || member->noperations > 0,
-		.batch_end = run->batch_end
-	};
+	SagaCallRequest request = saga_record_request(member->saga, task);
 
-	if (task->operation != SAGA_OPERATION_ACTION)
-		request.own_result =
-			saga->ops[task->step][task->element][SAGA_OPERATION_ACTION].result;
+	request.holds_lock = holds_lock;
+	request.in_worker = run->driver->worker;
+	request.in_batch = run->in_batch || member->noperations > 0;
+	request.batch_end = run->batch_end;
 	return request;
 }
 

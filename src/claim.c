@@ -216,42 +216,13 @@ is_wanted(const Saga *saga, const SagaTaskRow *row, SagaTask *task)
 	return op->cancelled ? NOT_NOW : WANTED;
 }
 
-static SagaCallRequest
-make_request(const Saga *saga, const SagaTask *task)
-{
-	const SagaTask action = {.step = task->step,.element = task->element};
-	SagaCallRequest request = {
-		.definition = saga->definition,
-		.step = task->step,
-		.element = task->element,
-		.round = saga_machine_round(&saga->definition->rules, &saga->state,
-									task->step),
-		.operation = task->operation,
-		.attempt = task->attempt,
-		.saga_id = saga->ref.id,
-		.token = &saga->token,
-		.key = saga->key,
-		.traceparent = saga->traceparent,
-		.input = saga->input,
-		.results = (const Jsonb *const *) saga->results,
-		.element_value = saga_store_element(saga, task->step, task->element)
-	};
-
-	if (task->operation != SAGA_OPERATION_ACTION)
-		request.own_result = saga_record_row(saga, &action)->result;
-	request.outcome_unknown =
-		task->operation == SAGA_OPERATION_COMPENSATION &&
-		saga_record_op(saga, &action)->unknown;
-	return request;
-}
-
 /* Give the row to the participant, and tell it what is to be done. */
 static void
 claim_row(Claiming *claiming, const Saga *saga, const SagaTask *task,
 		  SagaTaskRow *row)
 {
 	const SagaStep *step = &saga->definition->steps[task->step];
-	SagaCallRequest request = make_request(saga, task);
+	SagaCallRequest request = saga_record_request(saga, task);
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until = now + claiming->lease;
 	TimestampTz end = DT_NOEND;

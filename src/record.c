@@ -69,6 +69,35 @@ saga_record_op(const Saga *saga, const SagaTask *task)
 	return &saga->state.steps[task->step].elements[task->element].op[task->operation];
 }
 
+SagaCallRequest
+saga_record_request(const Saga *saga, const SagaTask *task)
+{
+	const SagaTask action = {.step = task->step,.element = task->element};
+	SagaCallRequest request = {
+		.definition = saga->definition,
+		.step = task->step,
+		.element = task->element,
+		.round = saga_machine_round(&saga->definition->rules, &saga->state,
+									task->step),
+		.operation = task->operation,
+		.attempt = task->attempt,
+		.saga_id = saga->ref.id,
+		.token = &saga->token,
+		.key = saga->key,
+		.traceparent = saga->traceparent,
+		.input = saga->input,
+		.results = (const Jsonb *const *) saga->results,
+		.element_value = saga_store_element(saga, task->step, task->element)
+	};
+
+	if (task->operation != SAGA_OPERATION_ACTION)
+		request.own_result = saga_record_row(saga, &action)->result;
+	request.outcome_unknown =
+		task->operation == SAGA_OPERATION_COMPENSATION &&
+		saga_record_op(saga, &action)->unknown;
+	return request;
+}
+
 void
 saga_record_mark(Saga *saga, const SagaTask *task)
 {

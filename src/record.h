@@ -28,6 +28,10 @@ extern SagaOpRow *saga_record_row(const Saga *saga, const SagaTask *task);
 extern SagaOpState *saga_record_op(const Saga *saga, const SagaTask *task);
 extern void saga_record_mark(Saga *saga, const SagaTask *task);
 
+/* What whoever carries the operation out has to know of the saga. */
+extern SagaCallRequest saga_record_request(const Saga *saga,
+										   const SagaTask *task);
+
 /*
  * Record what came of an operation: false if the machine does not expect it
  * (it came twice), then nothing has changed.  FAILED is worth another attempt
