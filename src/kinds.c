@@ -758,7 +758,11 @@ static void
 start_timer(Saga *saga, const SagaTask *task, TimestampTz time)
 {
 	int64		duration = step_of(saga, task)->duration;
+	SagaOpRow  *row = saga_record_row(saga, task);
 
+	/* first, so that it never seems to have taken less than its duration */
+	if (row->started_at == 0)
+		row->started_at = GetCurrentTimestamp();
 	/* "time" is 0 where no function was called for it */
 	start(saga, task, time != 0 ? time : GetCurrentTimestamp() + duration);
 }
