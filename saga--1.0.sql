@@ -318,7 +318,7 @@ CREATE TABLE saga.message (
 COMMENT ON TABLE saga.message IS 'what somebody wants of a saga and the engine has not acted on yet';
 COMMENT ON COLUMN saga.message.role IS 'role of the saga, whose worker is to act on it';
 COMMENT ON COLUMN saga.message.kind IS
-    'what people ask: cancel, pause, resume, retry, skip, abandon, migrate, signal; what the engine tells itself: place (a place or lock was granted), outcome (of a branch), child (how one ended, to its parent), recall, release (to a child), deadlock';
+    'what people ask: cancel, pause, resume, retry, skip, abandon, migrate, signal; what the engine tells itself: place (a place or lock was granted), outcome (of a branch, or of a task whose lease is over), child (how one ended, to its parent), recall, release (to a child), deadlock';
 COMMENT ON COLUMN saga.message.payload IS 'of a signal, an outcome, a child''s end; of migrate the version';
 
 CREATE TABLE saga.branch (

@@ -731,8 +731,8 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 	}
 	if (*complete && n < max)
 	{
-		int			more = saga_task_find_answered(GetUserId(), refs + n,
-												   max - n);
+		int			more = saga_store_find_answered(GetUserId(),
+														refs + n, max - n);
 
 		*complete = more < max - n;
 		n = add_new(refs, n, more);

@@ -2329,6 +2329,22 @@ saga_store_find_due_of_others(const SagaDuePosition *after,
 	return n;
 }
 
+/* Put the sagas that a statement has returned into "refs". */
+static void
+return_sagas(SagaRef *refs, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		bool		isnull;
+
+		refs[i] = (SagaRef)
+		{
+			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
+			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull))
+		};
+	}
+}
+
 int
 saga_store_find_messages(Oid role, int64 after, SagaRef *refs, int max)
 {
@@ -2344,16 +2360,40 @@ saga_store_find_messages(Oid role, int64 after, SagaRef *refs, int max)
 	values[2] = Int64GetDatum(after);
 	saga_owner_enter(&owner);
 	n = (int) saga_statement_run(&find_messages, values, NULL, false, max);
-	for (int i = 0; i < n; i++)
-	{
-		bool		isnull;
+	return_sagas(refs, n);
+	saga_owner_leave(&owner);
+	return n;
+}
 
-		refs[i] = (SagaRef)
-		{
-			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
-			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull))
-		};
-	}
+/* No more than are asked for are read, wherever that is: those that are taken
+ * are gone the next time. */
+static SagaStatement find_answered = {
+	"SELECT DISTINCT e.saga_id, e.slot FROM saga.queue q CROSS JOIN LATERAL"
+	" (SELECT t.saga_id, t.slot FROM saga.task t"
+	"  WHERE t.queue_id = q.id AND t.claimed AND t.at IS NOT NULL"
+	"  AND t.outcome IS NOT NULL AND t.role = $1"
+	"  AND (SELECT s.coordinator FROM saga.saga s"
+	"       WHERE s.id = t.saga_id AND s.slot = t.slot) = $2"
+	"  ORDER BY t.at LIMIT $3) e",
+	3, {OIDOID, UUIDOID, INT8OID}, NULL
+};
+
+int
+saga_store_find_answered(Oid role, SagaRef *refs, int max)
+{
+	Datum		values[3];
+	SagaOwnerSwitch owner;
+	int			n;
+
+	look_up_names();
+	if (saga_tables_is_empty("task") || saga_tables_is_copy())
+		return 0;
+	values[0] = ObjectIdGetDatum(role);
+	values[1] = UUIDPGetDatum(&names->coordinator);
+	values[2] = Int64GetDatum(max);
+	saga_owner_enter(&owner);
+	n = (int) saga_statement_run(&find_answered, values, NULL, true, max);
+	return_sagas(refs, n);
 	saga_owner_leave(&owner);
 	return n;
 }

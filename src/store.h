@@ -318,7 +318,11 @@ extern int	saga_store_find_due_of_others(const SagaDuePosition *after,
 extern int	saga_store_find_messages(Oid role, int64 after, SagaRef *refs,
 									 int max);
 
-/* Likewise the branches of a role. */
+/* Likewise those with answers to their tasks that have not been taken; in any
+ * order, since they are gone once they were. */
+extern int	saga_store_find_answered(Oid role, SagaRef *refs, int max);
+
+/* Likewise the branches of a role, by id after that one. */
 extern int	saga_store_find_role_branches(Oid role, int64 after, SagaRef *refs,
 										  int max);
 

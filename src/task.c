@@ -9,15 +9,12 @@
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "commands/sequence.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
 #include "errcodes.h"
-#include "owner.h"
 #include "record.h"
-#include "statement.h"
 #include "task.h"
 #include "taskrow.h"
 
@@ -171,48 +168,6 @@ saga_task_end_taking(SagaTaskTable *tasks)
 {
 	saga_taskrow_close(tasks);
 	pfree(tasks);
-}
-
-/* No more than are asked for are read, wherever that is: those that are taken
- * are gone the next time. */
-static SagaStatement find_answered = {
-	"SELECT DISTINCT e.saga_id, e.slot FROM saga.queue q CROSS JOIN LATERAL"
-	" (SELECT t.saga_id, t.slot FROM saga.task t"
-	"  WHERE t.queue_id = q.id AND t.claimed AND t.at IS NOT NULL"
-	"  AND t.outcome IS NOT NULL AND t.role = $1"
-	"  AND (SELECT s.coordinator FROM saga.saga s"
-	"       WHERE s.id = t.saga_id AND s.slot = t.slot) = $2"
-	"  ORDER BY t.at LIMIT $3) e",
-	3, {OIDOID, UUIDOID, INT8OID}, NULL
-};
-
-int
-saga_task_find_answered(Oid role, SagaRef *refs, int max)
-{
-	Datum		values[3];
-	SagaOwnerSwitch owner;
-	int			n;
-
-	(void) saga_tables_names();
-	if (saga_tables_is_empty("task") || saga_tables_is_copy())
-		return 0;
-	values[0] = ObjectIdGetDatum(role);
-	values[1] = UUIDPGetDatum(&saga_tables_names()->coordinator);
-	values[2] = Int64GetDatum(max);
-	saga_owner_enter(&owner);
-	n = (int) saga_statement_run(&find_answered, values, NULL, true, max);
-	for (int i = 0; i < n; i++)
-	{
-		bool		isnull;
-
-		refs[i] = (SagaRef)
-		{
-			.id = DatumGetInt64(saga_statement_datum(i, 1, &isnull)),
-			.slot = DatumGetInt16(saga_statement_datum(i, 2, &isnull))
-		};
-	}
-	saga_owner_leave(&owner);
-	return n;
 }
 
 /* Change a row that this transaction has locked. */

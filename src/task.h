@@ -71,10 +71,6 @@ extern Jsonb *saga_task_take_answer(SagaTaskTable *table, int64 id,
 									TimestampTz *ready_since);
 extern void saga_task_end_taking(SagaTaskTable *table);
 
-/* Sagas of the role with answers that have not been taken, at most "max": for
- * who looks whether he has missed a wake-up. */
-extern int	saga_task_find_answered(Oid role, SagaRef *refs, int max);
-
 /* What a lease that ended without an answer is to the saga. */
 extern void saga_task_lease_outcome(const char *participant,
 									SagaOutcome *outcome);
