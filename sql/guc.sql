@@ -13,6 +13,9 @@ SET saga.batch_time = 1;
 SET saga.step_timeout = 1;
 SET saga.worker_idle_timeout = 1;
 SET saga.answer_retention = 60;
+SET saga.remote_connections_per_server = 1;
+SET saga.remote_connect_timeout = 100;
+SET saga.remote_idle_timeout = 0;
 ALTER ROLE regress_saga_owner SET saga.batch_size = 1;
 -- Values that make no sense.
 ALTER SYSTEM SET saga.enabled = 'perhaps';
@@ -30,6 +33,12 @@ ALTER SYSTEM SET saga.worker_idle_timeout = '-1 s';
 ALTER SYSTEM SET saga.worker_idle_timeout = '1 kB';
 ALTER SYSTEM SET saga.answer_retention = '59 s';
 ALTER SYSTEM SET saga.answer_retention = '31 d';
+ALTER SYSTEM SET saga.remote_connections_per_server = 0;
+ALTER SYSTEM SET saga.remote_connections_per_server = 101;
+ALTER SYSTEM SET saga.remote_connect_timeout = '99 ms';
+ALTER SYSTEM SET saga.remote_connect_timeout = '11 min';
+ALTER SYSTEM SET saga.remote_idle_timeout = '-1 s';
+ALTER SYSTEM SET saga.remote_idle_timeout = '25 h';
 SET saga.local_commit = 'sometimes';
 -- What a role chooses for itself.
 SET saga.local_commit = async;

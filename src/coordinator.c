@@ -18,7 +18,6 @@
  */
 #include "postgres.h"
 
-#include "access/xact.h"
 #include "access/twophase.h"
 #include "commands/extension.h"
 #include "executor/spi.h"
@@ -42,7 +41,9 @@
 #include "owner.h"
 #include "process.h"
 #include "qstate.h"
+#include "session.h"
 #include "shared.h"
+#include "sstate.h"
 
 /* How long it stays when there is nothing to do. */
 #define LINGER			(5 * USECS_PER_SEC)
@@ -62,66 +63,22 @@
 #define PURGE_PAUSE		(60 * USECS_PER_SEC)
 #define PURGE_BATCH		1000
 
+/* Between two looks whether it is time to note what servers may forget. */
+#define MARK_PAUSE		USECS_PER_HOUR
+
 /* An answer that its saga has not taken for so long is taken for forgotten. */
 #define ANSWER_PATIENCE	(2 * USECS_PER_SEC)
 
 static TimestampTz last_sweep = 0;
 static TimestampTz last_look = 0;
-
-static void
-begin_transaction(void)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-}
-
-static void
-commit_transaction(void)
-{
-	CommitTransactionCommand();
-	pgstat_report_stat(false);
-}
-
-static void
-abort_transaction(void)
-{
-	AbortCurrentTransaction();
-	pgstat_report_stat(false);
-}
+static TimestampTz last_marks = 0;
 
 static const SagaDriver coordinator_driver = {
-	.begin = begin_transaction,
-	.commit = commit_transaction,
-	.abort = abort_transaction,
+	.begin = saga_session_begin,
+	.commit = saga_session_commit,
+	.abort = saga_session_abort,
 	.worker = false
 };
-
-/* The settings of this session, whatever database and role say. */
-static void
-pin_settings(void)
-{
-	static const char *const settings[][2] = {
-		{"role", "none"},
-		{"search_path", "pg_catalog, pg_temp"},
-		{"session_replication_role", "origin"},
-		{"default_transaction_isolation", "read committed"},
-		{"default_transaction_read_only", "off"},
-		{"default_transaction_deferrable", "off"},
-		{"statement_timeout", "0"},
-		{"lock_timeout", "0"},
-		{"idle_in_transaction_session_timeout", "0"},
-		SAGA_TRANSACTION_TIMEOUT_OFF
-		{"row_security", "on"},
-		{"synchronous_commit", "on"},
-		{"plan_cache_mode", "auto"},
-		{"max_parallel_workers_per_gather", "0"},
-		{"jit", "off"},
-	};
-
-	for (int i = 0; i < (int) lengthof(settings); i++)
-		SetConfigOption(settings[i][0], settings[i][1],
-						PGC_SUSET, PGC_S_OVERRIDE);
-}
 
 /* Has the database the extension, and of our version?  Tells shared memory. */
 static bool
@@ -131,20 +88,25 @@ probe(void)
 	bool		there;
 
 	saga_database_probing();
-	begin_transaction();
+	saga_session_begin();
 	ready = saga_extension_ready();
 	there = OidIsValid(get_extension_oid("saga", true));
-	commit_transaction();
+	saga_session_commit();
 
 	if (!saga_database_set_state(ready ? SAGA_DATABASE_READY :
 								 SAGA_DATABASE_ABSENT))
 		return false;
 	if (!ready)
+	{
 		saga_qstate_forget_database(MyDatabaseId);
+		saga_sstate_forget_database(MyDatabaseId);
+	}
 	if (!there)
-		saga_blocked_set(MyDatabaseId, InvalidOid, SAGA_BLOCKED_NOT);
+		saga_blocked_set(SAGA_PROCESS_COORDINATOR, MyDatabaseId, InvalidOid,
+						 SAGA_BLOCKED_NOT);
 	else if (!ready &&
-		saga_blocked_set(MyDatabaseId, InvalidOid, SAGA_BLOCKED_VERSION))
+			 saga_blocked_set(SAGA_PROCESS_COORDINATOR, MyDatabaseId,
+							  InvalidOid, SAGA_BLOCKED_VERSION))
 		ereport(LOG,
 				errmsg("extension \"saga\" and its library are of different versions"),
 				errdetail("The sagas of this database wait."),
@@ -168,7 +130,7 @@ has_prepared(void)
 		Oid			types[1] = {OIDOID};
 		Datum		values[1] = {ObjectIdGetDatum(MyDatabaseId)};
 
-		begin_transaction();
+		saga_session_begin();
 		SPI_connect();
 		PushActiveSnapshot(GetTransactionSnapshot());
 		if (SPI_execute_with_args("SELECT 1 FROM pg_catalog.pg_prepared_xact() AS p"
@@ -177,7 +139,7 @@ has_prepared(void)
 			found = SPI_processed > 0;
 		PopActiveSnapshot();
 		SPI_finish();
-		commit_transaction();
+		saga_session_commit();
 	}
 	if (found)
 		saga_database_set_prepared(true);
@@ -243,6 +205,11 @@ look_for_tasks(bool remind)
 		pgstat_report_activity(STATE_RUNNING, "looking for tasks that wait");
 		saga_engine_look_for_tasks(&coordinator_driver);
 		last_look = now;
+	}
+	if (now - last_marks >= MARK_PAUSE || last_marks > now)
+	{
+		saga_engine_take_marks(&coordinator_driver);
+		last_marks = now;
 	}
 	if (saga_coordinator_task_ended() == 0)
 	{
@@ -469,7 +436,7 @@ saga_coordinator_main(Datum arg)
 	BackgroundWorkerUnblockSignals();
 
 	BackgroundWorkerInitializeConnectionByOid(args.database, InvalidOid, 0);
-	pin_settings();
+	saga_session_pin();
 
 	turn_context = AllocSetContextCreate(TopMemoryContext,
 										 "saga coordinator turn",

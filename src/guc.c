@@ -2,8 +2,8 @@
  * guc.c
  *		The settings, all of them under "saga.".
  *
- * Each process reads its own copy; a reload reaches the launcher, coordinators
- * and workers at their next turn.
+ * Each process reads its own copy; a reload reaches the launcher, coordinators,
+ * couriers and workers at their next turn.
  */
 #include "postgres.h"
 
@@ -23,6 +23,9 @@ int			saga_step_timeout = 60 * 1000;
 int			saga_worker_idle_timeout = 10 * 1000;
 int			saga_answer_retention = 60 * 60;
 int			saga_local_commit = SAGA_LOCAL_COMMIT_DURABLE;
+int			saga_remote_connections = 8;
+int			saga_remote_connect_timeout = 10 * 1000;
+int			saga_remote_idle_timeout = 60 * 1000;
 
 static const struct config_enum_entry local_commit_options[] = {
 	{"durable", SAGA_LOCAL_COMMIT_DURABLE, false},
@@ -45,7 +48,7 @@ saga_guc_define(void)
 
 	DefineCustomIntVariable("saga.max_workers",
 							"Sets the maximum number of saga workers running at once, in all databases.",
-							"They are taken from max_worker_processes, as are the launcher and one coordinator for every four of them.",
+							"They are taken from max_worker_processes, as are the launcher and one coordinator and one courier for every four of them.",
 							&saga_max_workers,
 							4, 1, SAGA_MAX_WORKERS,
 							PGC_SIGHUP,
@@ -115,6 +118,33 @@ saga_guc_define(void)
 							 PGC_USERSET,
 							 0,
 							 NULL, NULL, NULL);
+
+	DefineCustomIntVariable("saga.remote_connections_per_server",
+							"Sets the maximum number of connections to one remote database.",
+							"The sagas of all roles of a database share them.",
+							&saga_remote_connections,
+							8, 1, SAGA_MAX_REMOTE_CONNECTIONS,
+							PGC_SIGHUP,
+							0,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("saga.remote_connect_timeout",
+							"Sets how long an attempt to connect to a remote database may take.",
+							NULL,
+							&saga_remote_connect_timeout,
+							10 * 1000, 100, 10 * 60 * 1000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	DefineCustomIntVariable("saga.remote_idle_timeout",
+							"Sets how long a connection to a remote database is kept when there is nothing to do.",
+							NULL,
+							&saga_remote_idle_timeout,
+							60 * 1000, 0, 24 * 60 * 60 * 1000,
+							PGC_SIGHUP,
+							GUC_UNIT_MS,
+							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("saga");
 }

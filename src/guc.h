@@ -15,6 +15,9 @@ typedef enum SagaLocalCommit
 	SAGA_LOCAL_COMMIT_ASYNC
 } SagaLocalCommit;
 
+/* The upper bound of saga.remote_connections_per_server. */
+#define SAGA_MAX_REMOTE_CONNECTIONS	100
+
 extern bool saga_enabled;		/* saga.enabled */
 extern int	saga_max_workers;	/* saga.max_workers */
 extern int	saga_workers_per_role;	/* saga.workers_per_role */
@@ -24,6 +27,11 @@ extern int	saga_step_timeout;	/* saga.step_timeout, milliseconds */
 extern int	saga_worker_idle_timeout;	/* saga.worker_idle_timeout, milliseconds */
 extern int	saga_answer_retention;	/* saga.answer_retention, seconds */
 extern int	saga_local_commit;	/* saga.local_commit, a SagaLocalCommit */
+extern int	saga_remote_connections;	/* saga.remote_connections_per_server */
+extern int	saga_remote_connect_timeout;	/* saga.remote_connect_timeout,
+											 * milliseconds */
+extern int	saga_remote_idle_timeout;	/* saga.remote_idle_timeout,
+										 * milliseconds */
 
 /* Define them all; from _PG_init() only. */
 extern void saga_guc_define(void);

@@ -48,6 +48,7 @@
 #include "hooks.h"
 #include "qstate.h"
 #include "shared.h"
+#include "sstate.h"
 
 /* How long our processes are waited for; then the command says what it says. */
 #define CLOSE_PATIENCE_MS	5000
@@ -395,7 +396,10 @@ at_transaction_end(XactEvent event, void *arg)
 			saga_database_probe(MyDatabaseId);
 		/* the ids of queues may come again */
 		if (noted.closed)
+		{
 			saga_qstate_forget_database(MyDatabaseId);
+			saga_sstate_forget_database(MyDatabaseId);
+		}
 	}
 	if (noted.closed)
 		saga_database_open(MyDatabaseId);
@@ -405,6 +409,7 @@ at_transaction_end(XactEvent event, void *arg)
 		if (noted.dropped_other && event == XACT_EVENT_COMMIT)
 		{
 			saga_qstate_forget_database(noted.closed_other);
+			saga_sstate_forget_database(noted.closed_other);
 			saga_database_forget(noted.closed_other);
 		}
 	}

@@ -1,7 +1,7 @@
 /*
  * launcher.c
  *		The saga launcher: one per cluster, connected to no database; starts and
- *		stops the coordinators and workers.
+ *		stops the coordinators, couriers and workers.
  *
  * At each turn it looks at the tables in shared memory, decides who is to be
  * started, and sleeps until something there falls due or somebody sets its
@@ -11,13 +11,15 @@
  * not connect is not started in vain.
  *
  * Who gets a place:
- * - Coordinators have places of their own, one for each four workers.  First
- *	 come, first served.
+ * - Coordinators have places of their own, one for each four workers, and so
+ *	 have couriers.  First come, first served; when others wait, those that are
+ *	 there are told, and give way.
  * - Workers share saga.max_workers places.  A pool that has none comes before
  *	 one that has some; those wait a moment, in which a worker that is there may
  *	 do the work, and leave the last place to others.
- * - When a pool that has none finds no place, an idle worker is asked to go,
- *	 else one of a pool that has several, else one that had its time.
+ * - When a pool that has none finds no place, or a coordinator or courier no
+ *	 slot, an idle worker is asked to go, else one of a pool that has several,
+ *	 else one that had its time.
  *
  * Killed at any line: the postmaster starts another.  It finds the processes
  * that are there in shared memory; they give back their places themselves.
@@ -57,6 +59,7 @@
 #include "process.h"
 #include "qstate.h"
 #include "shared.h"
+#include "sstate.h"
 
 /* How long a worker that is there may take for what waits in its ring. */
 #define GRACE			(50 * INT64CONST(1000))
@@ -80,14 +83,14 @@ typedef struct Child
 } Child;
 
 static Child workers[SAGA_MAX_WORKERS];
-static Child coordinators[SAGA_MAX_DATABASES];
+static Child services[SAGA_NSERVICES][SAGA_MAX_DATABASES];
 
 /* What is there, as of this turn. */
 static SagaPoolInfo pools[SAGA_MAX_POOLS];
-static SagaDatabaseInfo databases[SAGA_MAX_DATABASES];
+static SagaServiceInfo wanted[SAGA_MAX_SERVICES];
 static SagaProcessInfo processes[SAGA_MAX_PROCESSES];
 static int	npools;
-static int	ndatabases;
+static int	nwanted;
 static int	nprocesses;
 
 /* Databases that were not looked at yet, and those that were; both in
@@ -98,6 +101,9 @@ static TimestampTz probe_at = 0;
 
 /* Was there no slot for one of ours, last time? */
 static bool out_of_slots = false;
+
+/* How many services wait for a slot, as of this turn? */
+static int	nslotless;
 
 /* Has a process of ours ended since the last turn, so that there may be one? */
 static bool slot_freed;
@@ -279,14 +285,26 @@ check_start(Oid database, Oid role, Subject *subject)
 
 /* ---- starting --------------------------------------------------------- */
 
-/* Say once why a pool or a database has no process. */
+/*
+ * Say once why a pool or a database has no process.  What is of the database as
+ * a whole is said of its coordinator.
+ */
 static void
-set_blocked(Oid database, Oid role, SagaBlocked blocked,
+set_blocked(SagaProcessKind kind, Oid database, Oid role, SagaBlocked blocked,
 			const Subject *subject)
 {
-	if (!saga_blocked_set(database, role, blocked))
+	bool		changed = saga_blocked_set(kind, database, role, blocked);
+
+	if (kind != SAGA_PROCESS_COORDINATOR &&
+		(blocked == SAGA_BLOCKED_CONNECTIONS ||
+		 blocked == SAGA_BLOCKED_TEMPLATE))
+	{
+		kind = SAGA_PROCESS_COORDINATOR;
+		changed = saga_blocked_set(kind, database, InvalidOid, blocked);
+	}
+	if (!changed)
 		return;
-	if (OidIsValid(role))
+	if (kind == SAGA_PROCESS_WORKER)
 		ereport(LOG,
 				errmsg("cannot start saga worker for role \"%s\" in database \"%s\": %s",
 					   NameStr(subject->role), NameStr(subject->database),
@@ -301,9 +319,9 @@ set_blocked(Oid database, Oid role, SagaBlocked blocked,
 
 /* Say once that there is no slot left. */
 static void
-set_out_of_slots(Oid database, Oid role)
+set_out_of_slots(SagaProcessKind kind, Oid database, Oid role)
 {
-	saga_blocked_set(database, role, SAGA_BLOCKED_SLOTS);
+	saga_blocked_set(kind, database, role, SAGA_BLOCKED_SLOTS);
 	if (out_of_slots)
 		return;
 	out_of_slots = true;
@@ -315,10 +333,32 @@ set_out_of_slots(Oid database, Oid role)
 					"max_worker_processes"));
 }
 
+/* What the postmaster is told of a process. */
+static void
+describe_process(BackgroundWorker *worker, SagaProcessKind kind,
+				 const Subject *subject)
+{
+	static const char *const programs[][2] = {
+		[SAGA_PROCESS_COORDINATOR] = {"saga coordinator", "saga_coordinator_main"},
+		[SAGA_PROCESS_COURIER] = {"saga courier", "saga_courier_main"},
+		[SAGA_PROCESS_WORKER] = {"saga worker", "saga_worker_main"},
+	};
+
+	strlcpy(worker->bgw_type, programs[kind][0], BGW_MAXLEN);
+	strlcpy(worker->bgw_function_name, programs[kind][1], BGW_MAXLEN);
+	if (kind == SAGA_PROCESS_WORKER)
+		snprintf(worker->bgw_name, BGW_MAXLEN, "%s for %s in %s",
+				 worker->bgw_type, NameStr(subject->role),
+				 NameStr(subject->database));
+	else
+		snprintf(worker->bgw_name, BGW_MAXLEN, "%s in %s", worker->bgw_type,
+				 NameStr(subject->database));
+}
+
 /* Start a process for a place; false if there is no slot for it. */
 static bool
-start_process(Child *child, int index, Oid database, Oid role,
-			  uint32 generation, const Subject *subject)
+start_process(Child *child, SagaProcessKind kind, int index, Oid database,
+			  Oid role, uint32 generation, const Subject *subject)
 {
 	BackgroundWorker worker;
 	SagaStartArgs args;
@@ -332,20 +372,7 @@ start_process(Child *child, int index, Oid database, Oid role,
 	worker.bgw_restart_time = BGW_NEVER_RESTART;
 	worker.bgw_notify_pid = MyProcPid;
 	strlcpy(worker.bgw_library_name, "saga", sizeof(worker.bgw_library_name));
-	if (OidIsValid(role))
-	{
-		strlcpy(worker.bgw_function_name, "saga_worker_main", BGW_MAXLEN);
-		strlcpy(worker.bgw_type, "saga worker", BGW_MAXLEN);
-		snprintf(worker.bgw_name, BGW_MAXLEN, "saga worker for %s in %s",
-				 NameStr(subject->role), NameStr(subject->database));
-	}
-	else
-	{
-		strlcpy(worker.bgw_function_name, "saga_coordinator_main", BGW_MAXLEN);
-		strlcpy(worker.bgw_type, "saga coordinator", BGW_MAXLEN);
-		snprintf(worker.bgw_name, BGW_MAXLEN, "saga coordinator in %s",
-				 NameStr(subject->database));
-	}
+	describe_process(&worker, kind, subject);
 	worker.bgw_main_arg = Int32GetDatum(index);
 	args.database = database;
 	args.role = role;
@@ -368,12 +395,13 @@ static void
 forget_database(Oid database)
 {
 	saga_qstate_forget_database(database);
+	saga_sstate_forget_database(database);
 	saga_database_forget(database);
 }
 
 /* Returns whether a place was taken. */
 static bool
-start_coordinator(Oid database)
+start_service(SagaProcessKind kind, Oid database)
 {
 	Subject		subject;
 	SagaBlocked blocked = check_start(database, InvalidOid, &subject);
@@ -387,16 +415,17 @@ start_coordinator(Oid database)
 	}
 	if (blocked != SAGA_BLOCKED_NOT)
 	{
-		set_blocked(database, InvalidOid, blocked, &subject);
+		set_blocked(kind, database, InvalidOid, blocked, &subject);
 		return false;
 	}
-	if (!saga_coordinator_reserve(database, &index, &generation))
+	if (!saga_service_reserve(kind, database, &index, &generation))
 		return false;
-	if (!start_process(&coordinators[index], index, database, InvalidOid,
-					   generation, &subject))
+	if (!start_process(&services[kind][index], kind, index, database,
+					   InvalidOid, generation, &subject))
 	{
-		saga_process_unreserve(SAGA_PROCESS_COORDINATOR, index, generation);
-		set_out_of_slots(database, InvalidOid);
+		saga_process_unreserve(kind, index, generation);
+		set_out_of_slots(kind, database, InvalidOid);
+		nslotless++;
 		return false;
 	}
 	return true;
@@ -416,25 +445,18 @@ start_worker(Oid database, Oid role)
 		forget_database(database);
 		return false;
 	}
-	if (blocked == SAGA_BLOCKED_CONNECTIONS || blocked == SAGA_BLOCKED_TEMPLATE)
-	{
-		/* of all roles, but said once */
-		saga_blocked_set(database, role, blocked);
-		set_blocked(database, InvalidOid, blocked, &subject);
-		return false;
-	}
 	if (blocked != SAGA_BLOCKED_NOT)
 	{
-		set_blocked(database, role, blocked, &subject);
+		set_blocked(SAGA_PROCESS_WORKER, database, role, blocked, &subject);
 		return false;
 	}
 	if (!saga_worker_reserve(database, role, &index, &generation))
 		return false;
-	if (!start_process(&workers[index], index, database, role, generation,
-					   &subject))
+	if (!start_process(&workers[index], SAGA_PROCESS_WORKER, index, database,
+					   role, generation, &subject))
 	{
 		saga_process_unreserve(SAGA_PROCESS_WORKER, index, generation);
-		set_out_of_slots(database, role);
+		set_out_of_slots(SAGA_PROCESS_WORKER, database, role);
 		return false;
 	}
 	out_of_slots = false;
@@ -455,7 +477,15 @@ reap_one(SagaProcessKind kind, int index, Child *child)
 	child->handle = NULL;
 	slot_freed = true;
 	if (saga_process_unreserve(kind, index, child->generation))
-		saga_blocked_set(child->database, child->role, SAGA_BLOCKED_FAILED);
+		saga_blocked_set(kind, child->database, child->role,
+						 SAGA_BLOCKED_FAILED);
+}
+
+static Child *
+child_of(SagaProcessKind kind, int index)
+{
+	return saga_process_is_service(kind) ? &services[kind][index] :
+		&workers[index];
 }
 
 static void
@@ -466,8 +496,9 @@ reap(void)
 	slot_freed = false;
 	for (int i = 0; i < SAGA_MAX_WORKERS; i++)
 		reap_one(SAGA_PROCESS_WORKER, i, &workers[i]);
-	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-		reap_one(SAGA_PROCESS_COORDINATOR, i, &coordinators[i]);
+	for (int kind = 0; kind < SAGA_NSERVICES; kind++)
+		for (int i = 0; i < SAGA_MAX_DATABASES; i++)
+			reap_one(kind, i, &services[kind][i]);
 
 	/* those that an earlier launcher started */
 	nprocesses = saga_shared_processes(processes);
@@ -478,8 +509,7 @@ reap(void)
 
 		if (process->state != SAGA_PROCESS_STARTING)
 			continue;
-		child = process->kind == SAGA_PROCESS_COORDINATOR ?
-			&coordinators[process->index] : &workers[process->index];
+		child = child_of(process->kind, process->index);
 		if (child->handle != NULL && child->generation == process->generation)
 			continue;
 		if (now < process->started_at + START_PATIENCE)
@@ -673,7 +703,7 @@ plan_workers(TimestampTz now)
 	int			total = count_processes(SAGA_PROCESS_WORKER);
 	int			leaving = count_leaving(now);
 	int			kept = saga_max_workers > 1 ? 1 : 0;
-	int			waiting = 0;
+	int			waiting = nslotless;
 
 	npools = saga_shared_pools(pools, true);
 	qsort(pools, npools, sizeof(SagaPoolInfo), compare_pools);
@@ -701,64 +731,75 @@ plan_workers(TimestampTz now)
 		{
 			waiting++;
 			if (pool->blocked == SAGA_BLOCKED_NOT)
-				saga_blocked_set(pool->database, pool->role,
-								 SAGA_BLOCKED_WORKERS);
+				saga_blocked_set(SAGA_PROCESS_WORKER, pool->database,
+								 pool->role, SAGA_BLOCKED_WORKERS);
 		}
 	}
 
-	/* a slot of a coordinator that only lingers is as good */
+	/* a slot of a service that only lingers is as good */
 	if (out_of_slots && waiting > 0)
-		saga_coordinators_nudge(true);
+		saga_slot_wanted();
 	/* also after saga.max_workers was lowered */
 	make_room(Max(waiting, total - saga_max_workers) - leaving, now);
 }
 
 static int
-compare_databases(const void *a, const void *b)
+compare_services(const void *a, const void *b)
 {
-	const SagaDatabaseInfo *x = a;
-	const SagaDatabaseInfo *y = b;
+	const SagaServiceInfo *x = a;
+	const SagaServiceInfo *y = b;
 
 	if (x->waiting_since != y->waiting_since)
 		return x->waiting_since < y->waiting_since ? -1 : 1;
 	return 0;
 }
 
-static void
-plan_coordinators(TimestampTz now)
+/* Start those of one kind; returns how many databases find no place. */
+static int
+plan_kind(SagaProcessKind kind, TimestampTz now)
 {
 	int			places = Max(1, saga_max_workers / 4);
-	int			taken = count_processes(SAGA_PROCESS_COORDINATOR);
+	int			taken = count_processes(kind);
 	int			waiting = 0;
 
-	ndatabases = saga_shared_databases(databases, true);
-	qsort(databases, ndatabases, sizeof(SagaDatabaseInfo), compare_databases);
-	for (int i = 0; i < ndatabases; i++)
+	for (int i = 0; i < nwanted; i++)
 	{
-		SagaDatabaseInfo *database = &databases[i];
+		SagaServiceInfo *service = &wanted[i];
 
-		if (database->closed || database->running)
+		if (service->kind != kind || service->closed || service->running)
 			continue;
-		if (!database->waits)
-			look_again_at(database->deadline);
-		else if (pauses(database->blocked, database->retry_at, now))
-			continue;
+		if (!service->waits)
+			look_again_at(service->deadline);
+		else if (pauses(service->blocked, service->retry_at, now))
+		{
+			if (service->blocked == SAGA_BLOCKED_SLOTS)
+				nslotless++;
+		}
 		else if (taken < places)
 		{
-			if (start_coordinator(database->database))
+			if (start_service(kind, service->database))
 				taken++;
 			else
 				look_again_at(now + GRACE);
 		}
 		else
+		{
 			waiting++;
+			if (service->blocked == SAGA_BLOCKED_NOT)
+				saga_blocked_set(kind, service->database, InvalidOid,
+								 SAGA_BLOCKED_PLACES);
+		}
 	}
+	saga_services_waiting(kind, waiting);
+	return waiting;
+}
 
-	if (waiting > 0)
-		saga_coordinators_nudge(false);
-
-	/* one after the other, those that nobody has looked at yet */
-	if (to_probe == NIL || waiting > 0)
+/* Have databases that nobody has looked at yet looked at, one after the
+ * other. */
+static void
+plan_probe(TimestampTz now)
+{
+	if (to_probe == NIL)
 		return;
 	if (now < probe_at)
 		look_again_at(probe_at);
@@ -772,6 +813,17 @@ plan_coordinators(TimestampTz now)
 		probe_at = now + PROBE_PAUSE;
 		look_again_at(probe_at);
 	}
+}
+
+static void
+plan_services(TimestampTz now)
+{
+	nslotless = 0;
+	nwanted = saga_shared_services(wanted, true);
+	qsort(wanted, nwanted, sizeof(SagaServiceInfo), compare_services);
+	if (plan_kind(SAGA_PROCESS_COORDINATOR, now) == 0)
+		plan_probe(now);
+	(void) plan_kind(SAGA_PROCESS_COURIER, now);
 }
 
 /* One turn. */
@@ -793,7 +845,7 @@ take_turn(void)
 		return;
 	}
 	now = GetCurrentTimestamp();
-	plan_coordinators(now);
+	plan_services(now);
 	plan_workers(now);
 }
 

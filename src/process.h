@@ -12,12 +12,13 @@
 typedef struct SagaStartArgs
 {
 	Oid			database;
-	Oid			role;			/* InvalidOid for a coordinator */
+	Oid			role;			/* InvalidOid for a service */
 	uint32		generation;
 } SagaStartArgs;
 
 extern PGDLLEXPORT void saga_launcher_main(Datum arg);
 extern PGDLLEXPORT void saga_coordinator_main(Datum arg);
+extern PGDLLEXPORT void saga_courier_main(Datum arg);
 extern PGDLLEXPORT void saga_worker_main(Datum arg);
 
 /* Register the launcher; from _PG_init() in the postmaster. */

@@ -23,6 +23,10 @@
  * the marks then, so that none is lost.  A queue that has a mark already costs
  * the next offer nothing but its lock.
  *
+ * Calls.  A queue of a server has a negative id.  Its mark is the courier's: it
+ * is told by saga_courier_want(), once no lock is held here, takes that first
+ * and the marks then.  There is no pause between two marks.
+ *
  * The breaker of a queue has these states:
  *
  *		closed		-> open when so many tasks have failed in a row
@@ -34,7 +38,8 @@
  *					who asks gets one
  *		any			-> closed when a task was completed
  *
- * The queue is announced when "until" is over, not before, and when it closes.
+ * The queue is announced, or found by the courier, when "until" is over, not
+ * before, and when it closes.
  *
  * Time is that of the wall clock, which may be set back: whatever is found to
  * lie in the future further than it was ever put there is taken for now; see
@@ -94,12 +99,13 @@ typedef struct Queue
 	int32		id;
 
 	/* The lock of the queue guards the rest. */
-	char		name[SAGA_MAX_QUEUE_NAME + 1];
+	char		name[SAGA_MAX_QUEUE_NAME + 1];	/* of a server's it may be cut */
 	TimestampTz used_at;		/* last */
 
+	/* The mark. */
 	bool		announce;		/* to be announced, as soon as it may be */
 	bool		alarm;			/* likewise, since nobody got a task until then */
-	TimestampTz announced_at;	/* last; 0 = never */
+	TimestampTz announced_at;	/* last; 0 = never, as of a server's queue */
 
 	bool		open;			/* the breaker is not closed */
 	bool		trying;			/* a task was given since the pause was over */
@@ -154,6 +160,7 @@ static struct
 {
 	bool		any;			/* is there anything in here? */
 	bool		look;			/* something to announce has lost its entry */
+	uint32		courier;		/* wanted of it: SAGA_COURIER_* */
 	bool		ended;			/* tasks have ended */
 	bool		more;			/* is there anything in "more_ids"? */
 	int			nnotes;
@@ -179,6 +186,13 @@ static shmem_startup_hook_type prev_shmem_startup_hook = NULL;
 
 
 /* ---- entries ----------------------------------------------------------- */
+
+/* Is it of calls of a server, and so the courier's? */
+static bool
+is_servers(int32 id)
+{
+	return id < 0;
+}
 
 static bool
 is_queue(const Queue *queue, int32 id)
@@ -311,7 +325,7 @@ mend_times(Queue *queue, TimestampTz now)
 		queue->until = now + queue->pause;
 }
 
-/* When is it to be announced?  DT_NOEND: not. */
+/* When is it to be announced, or found by the courier?  DT_NOEND: not. */
 static TimestampTz
 announcement_due(const Queue *queue)
 {
@@ -424,6 +438,26 @@ see_participant(Queue *queue, const char *name, int64 nclaimed,
 
 /* ---- what a transaction does -------------------------------------------------- */
 
+/* A mark was set, or counts earlier: tell who acts on it.  No lock is held. */
+static void
+tell_due(int32 id, TimestampTz due)
+{
+	if (!is_servers(id))
+		saga_duty_at(SAGA_DUTY_ANNOUNCE, due);
+	else if (due != DT_NOEND)
+		saga_courier_want(SAGA_COURIER_CALLS);
+}
+
+/* Something to announce has no entry. */
+static void
+note_missing(int32 id)
+{
+	if (is_servers(id))
+		pending.courier |= SAGA_COURIER_ALL;
+	else
+		pending.look = true;
+}
+
 /*
  * One note of a transaction that has committed.  Returns when the queue is to
  * be announced, if that is earlier than it was; else DT_NOEND.
@@ -437,7 +471,8 @@ apply_note(const Note *note, TimestampTz now)
 
 	if (queue == NULL)
 	{
-		pending.look |= note->announce;
+		if (note->announce)
+			note_missing(note->id);
 		return DT_NOEND;
 	}
 	mend_times(queue, now);
@@ -482,7 +517,7 @@ apply_place(Queue *queue, int32 id, TimestampTz now)
 		due = announcement_due(queue);
 	}
 	else
-		pending.look = true;
+		note_missing(id);
 	unlock_queue(queue);
 	return due < before ? due : DT_NOEND;
 }
@@ -490,25 +525,16 @@ apply_place(Queue *queue, int32 id, TimestampTz now)
 static void
 act_on_commit(TimestampTz now)
 {
-	TimestampTz announce_at = DT_NOEND;
-
 	for (int i = 0; i < pending.nnotes; i++)
-	{
-		TimestampTz due = apply_note(&pending.notes[i], now);
-
-		announce_at = Min(announce_at, due);
-	}
+		tell_due(pending.notes[i].id, apply_note(&pending.notes[i], now));
 	for (int i = 0; pending.more && i < NQUEUES; i++)
 		if (pending.more_ids[i] != 0)
-		{
-			TimestampTz due = apply_place(&table->queues[i],
-										  pending.more_ids[i], now);
-
-			announce_at = Min(announce_at, due);
-		}
+			tell_due(pending.more_ids[i],
+					 apply_place(&table->queues[i], pending.more_ids[i], now));
 	if (pending.look || pending.unplaced != NIL)
 		saga_duty_at(SAGA_DUTY_LOOK, now);
-	saga_duty_at(SAGA_DUTY_ANNOUNCE, announce_at);
+	if (pending.courier != 0)
+		saga_courier_want(pending.courier);
 	saga_duty_at(SAGA_DUTY_LEASES, pending.lease);
 	if (pending.ended)
 		saga_task_has_ended(now);
@@ -536,7 +562,7 @@ act_on_abort(TimestampTz now)
 			queue->announce = true;
 		due = announcement_due(queue);
 		unlock_queue(queue);
-		saga_duty_at(SAGA_DUTY_ANNOUNCE, due);
+		tell_due(note->id, due);
 	}
 }
 
@@ -564,7 +590,8 @@ at_transaction_end(XactEvent event, void *arg)
 				act_on_commit(GetCurrentTimestamp());
 			else
 				for (int i = 0; i < pending.nnotes; i++)
-					if (pending.notes[i].announce)
+					if (pending.notes[i].announce &&
+						!is_servers(pending.notes[i].id))
 						remember_own(pending.notes[i].name);
 			break;
 		case XACT_EVENT_ABORT:
@@ -580,6 +607,7 @@ at_transaction_end(XactEvent event, void *arg)
 		memset(pending.more_ids, 0, sizeof(pending.more_ids));
 	pending.any = false;
 	pending.look = false;
+	pending.courier = 0;
 	pending.ended = false;
 	pending.more = false;
 	pending.nnotes = 0;
@@ -639,12 +667,18 @@ reserve_entry(int32 id, const char *name)
 	return queue;
 }
 
+/* There is no room to remember that it is to be announced. */
 static void
-note_unplaced(const char *name)
+note_unplaced(int32 id, const char *name)
 {
 	MemoryContext old;
 	ListCell   *cell;
 
+	if (is_servers(id))
+	{
+		pending.courier |= SAGA_COURIER_ALL;
+		return;
+	}
 	foreach(cell, pending.unplaced)
 		if (strcmp(lfirst(cell), name) == 0)
 			return;
@@ -669,7 +703,7 @@ saga_qstate_offered(int32 queue, const char *name, int ntasks)
 	if (table == NULL)
 	{
 		if (note == NULL)
-			note_unplaced(name);
+			note_unplaced(queue, name);
 		return;
 	}
 	entry = reserve_entry(queue, name);
@@ -677,7 +711,7 @@ saga_qstate_offered(int32 queue, const char *name, int ntasks)
 	{
 		if (note != NULL)
 			note->announce = false;
-		note_unplaced(name);
+		note_unplaced(queue, name);
 	}
 	else if (note == NULL)
 	{
@@ -813,7 +847,7 @@ saga_qstate_allowance(int32 id, const SagaBreaker *breaker, int max)
 	max = allow_trial(queue, breaker, max, note);
 	due = announcement_due(queue);
 	unlock_queue(queue);
-	saga_duty_at(SAGA_DUTY_ANNOUNCE, due);
+	tell_due(id, due);
 	return max;
 }
 
@@ -868,11 +902,11 @@ saga_qstate_close_breaker(int32 id)
 	close_breaker(queue);
 	due = announcement_due(queue);
 	unlock_queue(queue);
-	saga_duty_at(SAGA_DUTY_ANNOUNCE, due);
+	tell_due(id, due);
 }
 
 
-/* ---- announcing ------------------------------------------------------------------ */
+/* ---- marks ------------------------------------------------------------------ */
 
 static bool
 next_own(char *name)
@@ -883,27 +917,30 @@ next_own(char *name)
 	return true;
 }
 
-bool
-saga_qstate_next_announcement(char *name)
+/* Take the first mark that counts by now, of the queues of servers or of the
+ * others; false if there is none. */
+static bool
+take_mark(bool servers, int32 *id, char *name)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	bool		found = false;
 
-	if (table == NULL)
-		return next_own(name);
 	LWLockAcquire(TABLE_LOCK, LW_SHARED);
 	for (int i = 0; !found && i < NQUEUES; i++)
 	{
 		Queue	   *queue = &table->queues[i];
 
-		if (queue->database != MyDatabaseId)
+		if (queue->database != MyDatabaseId ||
+			is_servers(queue->id) != servers)
 			continue;
 		LWLockAcquire(QUEUE_LOCK(queue), LW_EXCLUSIVE);
 		mend_times(queue, now);
 		if (announcement_due(queue) <= now)
 		{
 			queue->announce = queue->alarm = false;
-			queue->announced_at = now;
+			if (!servers)
+				queue->announced_at = now;
+			*id = queue->id;
 			memcpy(name, queue->name, sizeof(queue->name));
 			found = true;
 		}
@@ -913,8 +950,9 @@ saga_qstate_next_announcement(char *name)
 	return found;
 }
 
-TimestampTz
-saga_qstate_announce_at(void)
+/* When the first mark of those counts; DT_NOEND if there is none. */
+static TimestampTz
+first_mark(bool servers)
 {
 	TimestampTz when = DT_NOEND;
 
@@ -926,7 +964,8 @@ saga_qstate_announce_at(void)
 		Queue	   *queue = &table->queues[i];
 		TimestampTz due;
 
-		if (queue->database != MyDatabaseId)
+		if (queue->database != MyDatabaseId ||
+			is_servers(queue->id) != servers)
 			continue;
 		LWLockAcquire(QUEUE_LOCK(queue), LW_SHARED);
 		due = announcement_due(queue);
@@ -935,6 +974,34 @@ saga_qstate_announce_at(void)
 	}
 	LWLockRelease(TABLE_LOCK);
 	return when;
+}
+
+bool
+saga_qstate_next_announcement(char *name)
+{
+	int32		id;
+
+	return table == NULL ? next_own(name) : take_mark(false, &id, name);
+}
+
+TimestampTz
+saga_qstate_announce_at(void)
+{
+	return first_mark(false);
+}
+
+bool
+saga_qstate_next_call(int32 *queue)
+{
+	char		name[SAGA_MAX_QUEUE_NAME + 1];
+
+	return table != NULL && take_mark(true, queue, name);
+}
+
+TimestampTz
+saga_qstate_call_at(void)
+{
+	return first_mark(true);
 }
 
 
@@ -960,6 +1027,21 @@ rate_of(const Queue *queue, TimestampTz now)
 			n += bucket->ncompleted;
 	}
 	return n / (RATE_BUCKETS * BUCKET_TIME / USECS_PER_SEC);
+}
+
+const char *
+saga_breaker_state_name(SagaBreakerState state)
+{
+	switch (state)
+	{
+		case SAGA_BREAKER_CLOSED:
+			return "closed";
+		case SAGA_BREAKER_OPEN:
+			return "open";
+		case SAGA_BREAKER_HALF_OPEN:
+			return "half open";
+	}
+	return NULL;
 }
 
 bool

@@ -7,7 +7,9 @@
  * begin anew.  The tables say which tasks there are.  Without a segment (not
  * preloaded) nothing is noted, and nothing held back.
  *
- * A queue is known by the id of its row in the current database.
+ * A queue is known by the id of its row in the current database.  One with a
+ * negative id is of calls of a server (server.h): it is not announced but marked
+ * for the courier, and its name is of no use here.
  */
 #ifndef SAGA_QSTATE_H
 #define SAGA_QSTATE_H
@@ -33,8 +35,8 @@ typedef struct SagaBreaker
 
 /* ---- any backend, in a transaction: counts once that has committed ------ */
 
-/* Tasks were offered: announce them (NOTIFY saga_<queue>).  With 0 those that
- * are there are announced. */
+/* Tasks were offered: announce them (NOTIFY saga_<queue>), or have the courier
+ * call.  With 0 those that are there are announced. */
 extern void saga_qstate_offered(int32 queue, const char *name, int ntasks);
 
 /* "participant" has claimed tasks; also with none, when it only looked. */
@@ -88,6 +90,16 @@ extern bool saga_qstate_next_unplaced(char *name);
  * announced too; DT_NOEND if nothing is. */
 extern TimestampTz saga_qstate_announce_at(void);
 
+/* ---- the courier: see SAGA_COURIER_CALLS in shared.h -------------------------- */
+
+/* Take the mark of the next queue of a server that has one; false if there is
+ * none.  Until its breaker's pause is over it is not found. */
+extern bool saga_qstate_next_call(int32 *queue);
+
+/* When the first mark is found: a breaker's pause is over then.  DT_NOEND if
+ * there is none. */
+extern TimestampTz saga_qstate_call_at(void);
+
 /* ---- views ----------------------------------------------------------------- */
 
 typedef struct SagaQueueParticipant
@@ -103,6 +115,9 @@ typedef enum SagaBreakerState
 	SAGA_BREAKER_OPEN,
 	SAGA_BREAKER_HALF_OPEN		/* one task is tried */
 } SagaBreakerState;
+
+/* "closed", "open", "half open" */
+extern const char *saga_breaker_state_name(SagaBreakerState state);
 
 typedef struct SagaQueueInfo
 {

@@ -18,6 +18,7 @@
 #include "qstate.h"
 #include "saga.h"
 #include "shared.h"
+#include "sstate.h"
 
 PG_MODULE_MAGIC;
 
@@ -31,6 +32,7 @@ _PG_init(void)
 
 	saga_shared_init();
 	saga_qstate_init();
+	saga_sstate_init();
 	/* nothing of ours may write while pg_upgrade copies the cluster */
 	if (!IsBinaryUpgrade)
 		saga_launcher_register();

@@ -6,7 +6,8 @@
  * The segment holds tables of fixed size:
  *
  * - databases: those in which something is unfinished or was not looked at
- *	 since the start.  Each has the place of its coordinator.
+ *	 since the start.  Each has the places of its services: coordinator and
+ *	 courier.
  * - pools: one per (database, role) that has, or lately had, something to do.
  *	 Each has lanes of wake-ups, two small rings of sagas that run in a batch
  *	 of one (by themselves, or because they are suspect), and the flag "scan":
@@ -112,6 +113,12 @@
  * that, so that each look that is made for nothing else may do so. */
 #define REMIND_PAUSE	(50 * USECS_PER_SEC)
 
+/* A service that fails after so long is no failure in a row. */
+#define LONG_LIFE		(60 * USECS_PER_SEC)
+
+/* How long a courier that is busy keeps its place while others wait for one. */
+#define COURIER_TURN	(2 * USECS_PER_SEC)
+
 #define NOBODY			(-1)
 
 /* A ring of wake-ups; the array is elsewhere. */
@@ -200,31 +207,43 @@ typedef struct Pool
 	SagaRef		suspect_refs[SIDE_RING_SIZE];
 } Pool;
 
+/* A process of which a database has one at most. */
+typedef struct Service
+{
+	/* The directory lock, exclusive, guards these. */
+	SagaProcessState state;		/* FREE, STARTING or BUSY */
+	uint32		generation;		/* of this use of the place */
+	int			pid;			/* 0 until the process has come to life */
+	Latch	   *latch;			/* its own; NULL until then */
+	TimestampTz started_at;
+	TimestampTz waiting_since;	/* it is wanted, and there is none; 0: not */
+	SagaBlocked blocked;		/* why there is none */
+	int			failures;		/* to start one, or of one, in a row */
+	TimestampTz retry_at;		/* start none before */
+
+	/* Set by anyone who holds the directory lock, read by the process. */
+	volatile bool stop_requested;
+
+	/* Atomic; anyone who holds the directory lock. */
+	pg_atomic_uint32 wants;		/* SAGA_WANT_*, or SAGA_COURIER_* */
+	pg_atomic_uint64 deadline;	/* a TimestampTz: when it is to be there though
+								 * nothing is wanted */
+} Service;
+
 typedef struct Database
 {
 	/* The directory lock, exclusive, guards these.  InvalidOid: unused. */
 	Oid			oid;
 	SagaDatabaseState state;
 	int			closers;		/* how many keep it closed */
-	TimestampTz waiting_since;	/* for a coordinator */
-	SagaBlocked blocked;		/* why there is no coordinator */
-	int			failures;
-	TimestampTz retry_at;
 
-	/* Its coordinator; the same lock. */
-	SagaProcessState coordinator;	/* FREE, STARTING or BUSY */
-	uint32		generation;
-	int			pid;
-	Latch	   *latch;
-	TimestampTz started_at;
-	volatile bool stop_requested;
+	/* By the kind of process; see there. */
+	Service		services[SAGA_NSERVICES];
 
 	/* Atomic; anyone who holds the directory lock. */
-	pg_atomic_uint32 wants;		/* SAGA_WANT_* */
 	pg_atomic_uint32 prepared;	/* sagas begun in prepared transactions */
-	pg_atomic_uint64 deadline;	/* a TimestampTz: when to sweep */
-	pg_atomic_uint64 duties[SAGA_NDUTIES];	/* likewise: when else it has
-											 * something to do */
+	pg_atomic_uint64 duties[SAGA_NDUTIES];	/* a TimestampTz: when else the
+											 * coordinator has something to do */
 	pg_atomic_uint64 ended_at;	/* when a task ended last; 0: not known */
 	pg_atomic_uint64 reminded_at;	/* when queues whose tasks wait were announced
 									 * again; 0: never */
@@ -246,7 +265,10 @@ typedef struct Shared
 
 	pg_atomic_uint32 databases_changed;
 	pg_atomic_uint32 roles_changed;
-	pg_atomic_uint32 slot_wanted;	/* one coordinator is to give way */
+	pg_atomic_uint32 slot_wanted;	/* one service is to give way */
+	pg_atomic_uint32 nwaiting[SAGA_NSERVICES];	/* databases that wait for a
+												 * place of that kind; written by
+												 * the launcher alone */
 	pg_atomic_uint32 nlost;
 	pg_atomic_uint32 nwaiters;
 
@@ -267,7 +289,8 @@ static LWLockPadded *locks = NULL;
 
 /* Who I am. */
 static int	my_executor = NOBODY;
-static int	my_coordinator = NOBODY;	/* index of the database */
+static int	my_database = NOBODY;	/* of which I am a service: its index, */
+static SagaProcessKind my_service;	/* and which one */
 static int	my_waiter = NOBODY;
 static bool am_launcher = false;
 static bool exit_registered = false;
@@ -295,7 +318,7 @@ static struct
 	bool		any;			/* is there anything in here? */
 	bool		all;			/* too many roles: sweep */
 	bool		messages;		/* not all messages are noted */
-	uint32		wants;			/* of the coordinator */
+	uint32		wants;			/* SAGA_WANT_* */
 	int			nnotes;
 	int			nroles;
 	int			ndues;
@@ -406,18 +429,35 @@ read_time(pg_atomic_uint64 *time)
 	return (TimestampTz) pg_atomic_read_u64(time);
 }
 
+static Service *
+coordinator_of(Database *db)
+{
+	return &db->services[SAGA_PROCESS_COORDINATOR];
+}
+
+static Service *
+courier_of(Database *db)
+{
+	return &db->services[SAGA_PROCESS_COURIER];
+}
+
 /* Make sure that the database is looked at no later than that. */
 static void
 lower_deadline(Database *db, TimestampTz when)
 {
-	(void) lower_time(&db->deadline, when);
+	(void) lower_time(&coordinator_of(db)->deadline, when);
 }
 
-/* Nothing is known that the coordinator would have to do at any time. */
+/* Nothing is known that its services would have to do, now or at any time. */
 static void
-clear_times(Database *db)
+clear_wants(Database *db)
 {
-	pg_atomic_write_u64(&db->deadline, (uint64) DT_NOEND);
+	for (int i = 0; i < SAGA_NSERVICES; i++)
+	{
+		pg_atomic_write_u32(&db->services[i].wants, 0);
+		pg_atomic_write_u64(&db->services[i].deadline, (uint64) DT_NOEND);
+	}
+	pg_atomic_write_u32(&db->prepared, 0);
 	for (int i = 0; i < SAGA_NDUTIES; i++)
 		pg_atomic_write_u64(&db->duties[i], (uint64) DT_NOEND);
 	pg_atomic_write_u64(&db->ended_at, 0);
@@ -428,8 +468,17 @@ clear_times(Database *db)
 static void
 note_unfinished(Database *db)
 {
-	if (read_time(&db->deadline) == DT_NOEND)
+	if (read_time(&coordinator_of(db)->deadline) == DT_NOEND)
 		lower_deadline(db, GetCurrentTimestamp() + SWEEP_INTERVAL);
+}
+
+/* Has a service nothing to do, as far as is known, and is it not there? */
+static bool
+service_is_empty(Service *service)
+{
+	return service->state == SAGA_PROCESS_FREE &&
+		pg_atomic_read_u32(&service->wants) == 0 &&
+		read_time(&service->deadline) == DT_NOEND;
 }
 
 /* Has a database nothing that somebody must remember?  Frees its pools if so.
@@ -439,10 +488,10 @@ reclaim_database(Database *db)
 {
 	int			n = db - shared->databases;
 
-	if (db->closers > 0 || db->coordinator != SAGA_PROCESS_FREE ||
-		pg_atomic_read_u32(&db->wants) != 0 ||
+	if (db->closers > 0 ||
+		!service_is_empty(coordinator_of(db)) ||
+		!service_is_empty(courier_of(db)) ||
 		pg_atomic_read_u32(&db->prepared) != 0 ||
-		read_time(&db->deadline) != DT_NOEND ||
 		read_time(&db->duties[SAGA_DUTY_ANNOUNCE]) != DT_NOEND ||
 		read_time(&db->duties[SAGA_DUTY_LOOK]) != DT_NOEND ||
 		read_time(&db->duties[SAGA_DUTY_LEASES]) != DT_NOEND)
@@ -487,29 +536,46 @@ make_database(Oid oid)
 	db->oid = oid;
 	db->state = SAGA_DATABASE_UNKNOWN;
 	db->closers = 0;
-	db->waiting_since = 0;
-	db->blocked = SAGA_BLOCKED_NOT;
-	db->failures = 0;
-	db->retry_at = 0;
-	db->coordinator = SAGA_PROCESS_FREE;
-	db->pid = 0;
-	db->latch = NULL;
-	db->stop_requested = false;
-	pg_atomic_write_u32(&db->wants, 0);
-	pg_atomic_write_u32(&db->prepared, 0);
-	clear_times(db);
+	for (int i = 0; i < SAGA_NSERVICES; i++)
+	{
+		Service    *service = &db->services[i];
+
+		/* the generation goes on: of an earlier use there may be a late one */
+		service->state = SAGA_PROCESS_FREE;
+		service->pid = 0;
+		service->latch = NULL;
+		service->waiting_since = 0;
+		service->blocked = SAGA_BLOCKED_NOT;
+		service->failures = 0;
+		service->retry_at = 0;
+		service->stop_requested = false;
+	}
+	clear_wants(db);
 	return db;
 }
 
-/* Tell the coordinator of a database, or the launcher, that it is wanted. */
+/* Wake a service, or whoever starts it. */
+static void
+wake_service(Service *service)
+{
+	if (service->latch != NULL)
+		SetLatch(service->latch);
+	else
+		wake_launcher();
+}
+
+static void
+want_of(Service *service, uint32 what)
+{
+	pg_atomic_fetch_or_u32(&service->wants, what);
+	wake_service(service);
+}
+
+/* Tell the coordinator of a database that it is wanted. */
 static void
 want(Database *db, uint32 what)
 {
-	pg_atomic_fetch_or_u32(&db->wants, what);
-	if (db->latch != NULL)
-		SetLatch(db->latch);
-	else
-		wake_launcher();
+	want_of(coordinator_of(db), what);
 }
 
 /*
@@ -1162,13 +1228,11 @@ saga_wake_database(void)
 static void
 lower_duty(Database *db, SagaDuty duty, TimestampTz when)
 {
-	if (!lower_time(&db->duties[duty], when) ||
-		db - shared->databases == my_coordinator)
-		return;
-	if (db->latch != NULL)
-		SetLatch(db->latch);
-	else
-		wake_launcher();
+	bool		mine = my_service == SAGA_PROCESS_COORDINATOR &&
+		db - shared->databases == my_database;
+
+	if (lower_time(&db->duties[duty], when) && !mine)
+		wake_service(coordinator_of(db));
 }
 
 void
@@ -1200,6 +1264,23 @@ saga_task_has_ended(TimestampTz now)
 	}
 	LWLockRelease(DIRECTORY_LOCK);
 }
+
+/* ---- what is to be done for calls --------------------------------------- */
+
+void
+saga_courier_want(uint32 what)
+{
+	Database   *db;
+
+	if (shared == NULL)
+		return;
+	db = lock_directory();
+	if (db != NULL)
+		want_of(courier_of(db), what);
+	LWLockRelease(DIRECTORY_LOCK);
+}
+
+/* ---- at the end of a transaction ---------------------------------------- */
 
 /* The transaction was prepared: nothing of ours is told when it commits. */
 static void
@@ -1612,38 +1693,58 @@ leave(bool failed)
 	my_executor = NOBODY;
 }
 
+/* What a service had taken it may not have done: the next one is to see. */
 static void
-leave_coordinator(bool failed)
+want_again(Database *db)
 {
-	Database   *db = &shared->databases[my_coordinator];
+	if (my_service == SAGA_PROCESS_COURIER)
+	{
+		pg_atomic_fetch_or_u32(&courier_of(db)->wants, SAGA_COURIER_ALL);
+		return;
+	}
+	pg_atomic_fetch_or_u32(&coordinator_of(db)->wants, SAGA_WANT_ALL);
+	pg_atomic_write_u32(&db->prepared, 1);
+	(void) lower_time(&db->duties[SAGA_DUTY_LOOK], GetCurrentTimestamp());
+}
+
+static void
+leave_service(bool failed)
+{
+	Database   *db = &shared->databases[my_database];
+	Service    *service = &db->services[my_service];
+	TimestampTz now = GetCurrentTimestamp();
+	bool		told;
 
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
-	if (failed && !db->stop_requested)
+	told = service->stop_requested || ProcDiePending;
+	/* without the extension there is nothing to do for a courier, and it was
+	 * not to blame: see clear_database() */
+	if (my_service == SAGA_PROCESS_COURIER &&
+		db->state == SAGA_DATABASE_ABSENT)
+		failed = false;
+	else if (failed || told)
+		want_again(db);
+
+	if (failed && !told)
 	{
-		db->blocked = SAGA_BLOCKED_FAILED;
-		db->retry_at = pause_until(++db->failures);
+		service->blocked = SAGA_BLOCKED_FAILED;
+		if (now - service->started_at >= LONG_LIFE)
+			service->failures = 0;
+		service->retry_at = pause_until(++service->failures);
 	}
 	else
 	{
-		if (db->blocked == SAGA_BLOCKED_FAILED ||
-			db->blocked == SAGA_BLOCKED_SLOTS)
-			db->blocked = SAGA_BLOCKED_NOT;
-		db->failures = 0;
-		db->retry_at = 0;
+		if (service->blocked >= SAGA_BLOCKED_FAILED)
+			service->blocked = SAGA_BLOCKED_NOT;
+		service->failures = 0;
+		service->retry_at = 0;
 	}
-	/* what it had taken, it may not have done */
-	if (failed || db->stop_requested)
-	{
-		pg_atomic_fetch_or_u32(&db->wants, SAGA_WANT_ALL);
-		pg_atomic_write_u32(&db->prepared, 1);
-		(void) lower_time(&db->duties[SAGA_DUTY_LOOK], GetCurrentTimestamp());
-	}
-	db->coordinator = SAGA_PROCESS_FREE;
-	db->pid = 0;
-	db->latch = NULL;
-	db->waiting_since = 0;
+	service->state = SAGA_PROCESS_FREE;
+	service->pid = 0;
+	service->latch = NULL;
+	service->waiting_since = 0;
 	LWLockRelease(DIRECTORY_LOCK);
-	my_coordinator = NOBODY;
+	my_database = NOBODY;
 	wake_launcher();
 }
 
@@ -1654,8 +1755,8 @@ at_exit(int code, Datum arg)
 	(void) arg;
 	if (my_executor != NOBODY)
 		leave(true);
-	if (my_coordinator != NOBODY)
-		leave_coordinator(true);
+	if (my_database != NOBODY)
+		leave_service(true);
 	if (am_launcher)
 	{
 		shared->launcher = NULL;
@@ -2232,87 +2333,170 @@ saga_worker_should_stop(void)
 		shared->executors[my_executor].stop_requested;
 }
 
-/* ---- the coordinator -------------------------------------------------- */
+/* ---- services ---------------------------------------------------------- */
 
-bool
-saga_coordinator_enter(int index, uint32 generation)
+static Service *
+own_service(void)
+{
+	return &shared->databases[my_database].services[my_service];
+}
+
+static bool
+enter_service(SagaProcessKind kind, int index, uint32 generation)
 {
 	Database   *db = &shared->databases[index];
+	Service    *service = &db->services[kind];
 	bool		welcome = false;
 
 	register_exit();
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
-	if (db->coordinator == SAGA_PROCESS_STARTING &&
-		db->generation == generation)
+	if (service->state == SAGA_PROCESS_STARTING &&
+		service->generation == generation)
 	{
-		welcome = !db->stop_requested && db->closers == 0;
+		welcome = !service->stop_requested && db->closers == 0;
 		if (welcome)
 		{
-			db->coordinator = SAGA_PROCESS_BUSY;
-			db->pid = MyProcPid;
-			db->latch = MyLatch;
-			my_coordinator = index;
+			service->state = SAGA_PROCESS_BUSY;
+			service->pid = MyProcPid;
+			service->latch = MyLatch;
+			my_database = index;
+			my_service = kind;
 		}
 		else
-			db->coordinator = SAGA_PROCESS_FREE;
+			service->state = SAGA_PROCESS_FREE;
 	}
 	LWLockRelease(DIRECTORY_LOCK);
 	return welcome;
 }
 
-bool
-saga_coordinator_should_stop(void)
+static bool
+service_should_stop(void)
 {
-	return my_coordinator == NOBODY ||
-		shared->databases[my_coordinator].stop_requested;
+	return my_database == NOBODY || own_service()->stop_requested;
+}
+
+static bool
+try_leave_service(void)
+{
+	/*
+	 * What is wanted from here on finds us here, with our latch, or gone: then
+	 * it stays on record, and the launcher is woken below.
+	 */
+	if (pg_atomic_read_u32(&own_service()->wants) != 0)
+		return false;
+	leave_service(false);
+	return true;
+}
+
+/* Does another database wait for a place of the same kind? */
+static bool
+place_is_wanted(void)
+{
+	return pg_atomic_read_u32(&shared->nwaiting[my_service]) > 0;
+}
+
+static bool
+service_is_wanted_elsewhere(void)
+{
+	return pg_atomic_exchange_u32(&shared->slot_wanted, 0) != 0 ||
+		place_is_wanted();
+}
+
+/* ---- the courier -------------------------------------------------------- */
+
+bool
+saga_courier_enter(int index, uint32 generation)
+{
+	return enter_service(SAGA_PROCESS_COURIER, index, generation);
+}
+
+bool
+saga_courier_try_leave(void)
+{
+	return try_leave_service();
+}
+
+void
+saga_courier_leave(void)
+{
+	if (my_database != NOBODY)
+		leave_service(false);
+}
+
+bool
+saga_courier_should_stop(void)
+{
+	return service_should_stop();
 }
 
 uint32
-saga_coordinator_take_wants(void)
+saga_courier_take_wants(void)
 {
-	return pg_atomic_exchange_u32(&shared->databases[my_coordinator].wants, 0);
+	return pg_atomic_exchange_u32(&own_service()->wants, 0);
+}
+
+TimestampTz
+saga_courier_deadline(void)
+{
+	return read_time(&own_service()->deadline);
+}
+
+void
+saga_courier_set_deadline(TimestampTz when)
+{
+	pg_atomic_write_u64(&own_service()->deadline, (uint64) when);
+}
+
+bool
+saga_courier_is_wanted_elsewhere(void)
+{
+	return service_is_wanted_elsewhere();
+}
+
+bool
+saga_courier_has_had_its_turn(void)
+{
+	return GetCurrentTimestamp() - own_service()->started_at >= COURIER_TURN &&
+		service_is_wanted_elsewhere();
+}
+
+/* ---- the coordinator -------------------------------------------------- */
+
+bool
+saga_coordinator_enter(int index, uint32 generation)
+{
+	return enter_service(SAGA_PROCESS_COORDINATOR, index, generation);
 }
 
 bool
 saga_coordinator_try_leave(void)
 {
-	Database   *db = &shared->databases[my_coordinator];
-
-	/*
-	 * What is wanted from here on finds us here, with our latch, or gone: then
-	 * it stays on record, and the launcher is woken below.
-	 */
-	if (pg_atomic_read_u32(&db->wants) != 0)
-		return false;
-	saga_coordinator_leave();
-	return true;
+	return try_leave_service();
 }
 
 void
 saga_coordinator_leave(void)
 {
-	if (my_coordinator != NOBODY)
-		leave_coordinator(false);
+	if (my_database != NOBODY)
+		leave_service(false);
+}
+
+bool
+saga_coordinator_should_stop(void)
+{
+	return service_should_stop();
+}
+
+uint32
+saga_coordinator_take_wants(void)
+{
+	return pg_atomic_exchange_u32(&own_service()->wants, 0);
 }
 
 bool
 saga_coordinator_is_wanted_elsewhere(void)
 {
-	bool		wanted = false;
-
-	if (pg_atomic_exchange_u32(&shared->slot_wanted, 0) != 0)
-		return true;
-	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
-	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-	{
-		Database   *db = &shared->databases[i];
-
-		if (OidIsValid(db->oid) && i != my_coordinator &&
-			db->coordinator == SAGA_PROCESS_FREE && db->waiting_since != 0)
-			wanted = true;
-	}
-	LWLockRelease(DIRECTORY_LOCK);
-	return wanted;
+	return service_is_wanted_elsewhere();
 }
 
 void
@@ -2355,6 +2539,8 @@ saga_blocked_text(SagaBlocked blocked)
 			return "out of background worker slots (max_worker_processes)";
 		case SAGA_BLOCKED_WORKERS:
 			return "out of saga workers (saga.max_workers)";
+		case SAGA_BLOCKED_PLACES:
+			return "other databases come first (saga.max_workers)";
 	}
 	return NULL;
 }
@@ -2376,11 +2562,13 @@ saga_pool_blocked(Oid role)
 	db = find_database(MyDatabaseId);
 	if (db != NULL)
 	{
+		SagaBlocked reason = coordinator_of(db)->blocked;
+
 		closed = db->closers > 0;
-		if (db->blocked == SAGA_BLOCKED_CONNECTIONS ||
-			db->blocked == SAGA_BLOCKED_TEMPLATE ||
-			db->blocked == SAGA_BLOCKED_VERSION)
-			blocked = db->blocked;
+		if (reason == SAGA_BLOCKED_CONNECTIONS ||
+			reason == SAGA_BLOCKED_TEMPLATE ||
+			reason == SAGA_BLOCKED_VERSION)
+			blocked = reason;
 	}
 	pool = find_pool(MyDatabaseId, role);
 	if (pool != NULL)
@@ -2419,14 +2607,13 @@ saga_pools_blocked(Oid *roles, int max)
 TimestampTz
 saga_coordinator_deadline(void)
 {
-	return read_time(&shared->databases[my_coordinator].deadline);
+	return read_time(&own_service()->deadline);
 }
 
 void
 saga_coordinator_set_deadline(TimestampTz when)
 {
-	pg_atomic_write_u64(&shared->databases[my_coordinator].deadline,
-						(uint64) when);
+	pg_atomic_write_u64(&own_service()->deadline, (uint64) when);
 }
 
 static TimestampTz
@@ -2442,13 +2629,13 @@ next_duty(Database *db)
 TimestampTz
 saga_coordinator_next_duty(void)
 {
-	return next_duty(&shared->databases[my_coordinator]);
+	return next_duty(&shared->databases[my_database]);
 }
 
 bool
 saga_coordinator_take_duty(SagaDuty duty, TimestampTz now)
 {
-	Database   *db = &shared->databases[my_coordinator];
+	Database   *db = &shared->databases[my_database];
 
 	if (read_time(&db->duties[duty]) > now)
 		return false;
@@ -2461,13 +2648,13 @@ saga_coordinator_take_duty(SagaDuty duty, TimestampTz now)
 TimestampTz
 saga_coordinator_task_ended(void)
 {
-	return read_time(&shared->databases[my_coordinator].ended_at);
+	return read_time(&shared->databases[my_database].ended_at);
 }
 
 bool
 saga_coordinator_may_remind(TimestampTz now)
 {
-	Database   *db = &shared->databases[my_coordinator];
+	Database   *db = &shared->databases[my_database];
 	TimestampTz last = read_time(&db->reminded_at);
 
 	if (last <= now && now < last + REMIND_PAUSE)
@@ -2499,13 +2686,13 @@ saga_pools_next_due(void)
 bool
 saga_database_has_prepared(void)
 {
-	return pg_atomic_read_u32(&shared->databases[my_coordinator].prepared) != 0;
+	return pg_atomic_read_u32(&shared->databases[my_database].prepared) != 0;
 }
 
 void
 saga_database_set_prepared(bool prepared)
 {
-	pg_atomic_write_u32(&shared->databases[my_coordinator].prepared, prepared);
+	pg_atomic_write_u32(&shared->databases[my_database].prepared, prepared);
 }
 
 /* Nothing is to be done in this database any more. */
@@ -2527,29 +2714,31 @@ clear_database(Database *db)
 		pool->blocked = SAGA_BLOCKED_NOT;
 		LWLockRelease(POOL_LOCK(pool));
 	}
-	pg_atomic_write_u32(&db->wants, 0);
-	pg_atomic_write_u32(&db->prepared, 0);
-	clear_times(db);
+	clear_wants(db);
+	/* of the coordinator it is known by now: see saga_database_set_state() */
+	courier_of(db)->blocked = SAGA_BLOCKED_NOT;
+	courier_of(db)->failures = 0;
+	courier_of(db)->retry_at = 0;
 	forget_lost(db->oid, NULL);
 }
 
 void
 saga_database_probing(void)
 {
-	pg_atomic_fetch_and_u32(&shared->databases[my_coordinator].wants,
-							~(uint32) SAGA_WANT_PROBE);
+	pg_atomic_fetch_and_u32(&own_service()->wants, ~(uint32) SAGA_WANT_PROBE);
 }
 
 bool
 saga_database_set_state(SagaDatabaseState state)
 {
-	Database   *db = &shared->databases[my_coordinator];
+	Database   *db = &shared->databases[my_database];
+	Service    *service = own_service();
 	bool		done = true;
 
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
 	if (state != SAGA_DATABASE_ABSENT)
-		db->blocked = SAGA_BLOCKED_NOT;
-	else if ((pg_atomic_read_u32(&db->wants) & SAGA_WANT_PROBE) == 0)
+		service->blocked = SAGA_BLOCKED_NOT;
+	else if ((pg_atomic_read_u32(&service->wants) & SAGA_WANT_PROBE) == 0)
 		clear_database(db);
 	else
 		done = false;
@@ -2592,11 +2781,15 @@ saga_database_close(Oid database, bool terminate)
 		if (executor->pid != 0)
 			kill(executor->pid, SIGTERM);
 	}
-	if (terminate && db->coordinator != SAGA_PROCESS_FREE)
+	for (int i = 0; terminate && i < SAGA_NSERVICES; i++)
 	{
-		db->stop_requested = true;
-		if (db->pid != 0)
-			kill(db->pid, SIGTERM);
+		Service    *service = &db->services[i];
+
+		if (service->state == SAGA_PROCESS_FREE)
+			continue;
+		service->stop_requested = true;
+		if (service->pid != 0)
+			kill(service->pid, SIGTERM);
 	}
 	LWLockRelease(DIRECTORY_LOCK);
 	return true;
@@ -2633,8 +2826,9 @@ saga_database_processes(Oid database)
 			shared->executors[i].database == database)
 			n++;
 	db = find_database(database);
-	if (db != NULL && db->coordinator != SAGA_PROCESS_FREE)
-		n++;
+	for (int i = 0; db != NULL && i < SAGA_NSERVICES; i++)
+		if (db->services[i].state != SAGA_PROCESS_FREE)
+			n++;
 	LWLockRelease(DIRECTORY_LOCK);
 	return n;
 }
@@ -2775,40 +2969,83 @@ saga_shared_pools(SagaPoolInfo *infos, bool plan)
 	return n;
 }
 
+/* When a service is to be there though nothing is wanted. */
+static TimestampTz
+service_deadline(Database *db, SagaProcessKind kind)
+{
+	TimestampTz deadline = read_time(&db->services[kind].deadline);
+
+	return kind == SAGA_PROCESS_COORDINATOR ?
+		Min(deadline, next_duty(db)) : deadline;
+}
+
+static void
+look_at_service(Database *db, SagaProcessKind kind, SagaServiceInfo *info,
+				bool plan, TimestampTz now)
+{
+	Service    *service = &db->services[kind];
+
+	info->kind = kind;
+	info->database = db->oid;
+	info->closed = db->closers > 0;
+	info->running = service->state != SAGA_PROCESS_FREE;
+	info->deadline = service_deadline(db, kind);
+	info->waits = !info->running &&
+		(pg_atomic_read_u32(&service->wants) != 0 || info->deadline <= now);
+	if (plan)
+	{
+		if (!info->waits)
+			service->waiting_since = 0;
+		else if (service->waiting_since == 0)
+			service->waiting_since = now;
+		if (!info->waits && service->blocked >= SAGA_BLOCKED_SLOTS)
+			service->blocked = SAGA_BLOCKED_NOT;
+	}
+	info->waiting_since = service->waiting_since;
+	info->blocked = service->blocked;
+	info->retry_at = service->retry_at;
+}
+
 int
-saga_shared_databases(SagaDatabaseInfo *infos, bool plan)
+saga_shared_services(SagaServiceInfo *infos, bool plan)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int			n = 0;
 
 	LWLockAcquire(DIRECTORY_LOCK, plan ? LW_EXCLUSIVE : LW_SHARED);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-	{
-		Database   *db = &shared->databases[i];
-		SagaDatabaseInfo *info = &infos[n];
+		for (int kind = 0; kind < SAGA_NSERVICES; kind++)
+			if (OidIsValid(shared->databases[i].oid))
+				look_at_service(&shared->databases[i], kind, &infos[n++], plan,
+								now);
+	LWLockRelease(DIRECTORY_LOCK);
+	return n;
+}
 
-		if (!OidIsValid(db->oid))
+/* The services of a database that are there; returns how many. */
+static int
+list_services(Database *db, SagaProcessInfo *infos)
+{
+	int			n = 0;
+
+	for (int kind = 0; kind < SAGA_NSERVICES; kind++)
+	{
+		Service    *service = &db->services[kind];
+		SagaProcessInfo *info = &infos[n];
+
+		if (service->state == SAGA_PROCESS_FREE)
 			continue;
+		memset(info, 0, sizeof(*info));
+		info->kind = kind;
+		info->state = service->state;
+		info->index = db - shared->databases;
+		info->generation = service->generation;
+		info->pid = service->pid;
 		info->database = db->oid;
-		info->index = i;
-		info->closed = db->closers > 0;
-		info->running = db->coordinator != SAGA_PROCESS_FREE;
-		info->deadline = Min(read_time(&db->deadline), next_duty(db));
-		info->waits = !info->running &&
-			(pg_atomic_read_u32(&db->wants) != 0 || info->deadline <= now);
-		if (plan)
-		{
-			if (!info->waits)
-				db->waiting_since = 0;
-			else if (db->waiting_since == 0)
-				db->waiting_since = now;
-		}
-		info->waiting_since = db->waiting_since;
-		info->blocked = db->blocked;
-		info->retry_at = db->retry_at;
+		info->stopping = service->stop_requested;
+		info->started_at = info->since = service->started_at;
 		n++;
 	}
-	LWLockRelease(DIRECTORY_LOCK);
 	return n;
 }
 
@@ -2819,23 +3056,8 @@ saga_shared_processes(SagaProcessInfo *infos)
 
 	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-	{
-		Database   *db = &shared->databases[i];
-		SagaProcessInfo *info = &infos[n];
-
-		if (!OidIsValid(db->oid) || db->coordinator == SAGA_PROCESS_FREE)
-			continue;
-		memset(info, 0, sizeof(*info));
-		info->kind = SAGA_PROCESS_COORDINATOR;
-		info->state = db->coordinator;
-		info->index = i;
-		info->generation = db->generation;
-		info->pid = db->pid;
-		info->database = db->oid;
-		info->stopping = db->stop_requested;
-		info->started_at = info->since = db->started_at;
-		n++;
-	}
+		if (OidIsValid(shared->databases[i].oid))
+			n += list_services(&shared->databases[i], &infos[n]);
 	for (int i = 0; i < NEXECUTORS; i++)
 	{
 		Executor   *executor = &shared->executors[i];
@@ -2905,7 +3127,8 @@ saga_worker_reserve(Oid database, Oid role, int *index, uint32 *generation)
 }
 
 bool
-saga_coordinator_reserve(Oid database, int *index, uint32 *generation)
+saga_service_reserve(SagaProcessKind kind, Oid database, int *index,
+					 uint32 *generation)
 {
 	Database   *db;
 	bool		done;
@@ -2913,16 +3136,18 @@ saga_coordinator_reserve(Oid database, int *index, uint32 *generation)
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
 	db = find_database(database);
 	done = db != NULL && db->closers == 0 &&
-		db->coordinator == SAGA_PROCESS_FREE;
+		db->services[kind].state == SAGA_PROCESS_FREE;
 	if (done)
 	{
-		db->coordinator = SAGA_PROCESS_STARTING;
-		db->pid = 0;
-		db->latch = NULL;
-		db->stop_requested = false;
-		db->started_at = GetCurrentTimestamp();
+		Service    *service = &db->services[kind];
+
+		service->state = SAGA_PROCESS_STARTING;
+		service->pid = 0;
+		service->latch = NULL;
+		service->stop_requested = false;
+		service->started_at = GetCurrentTimestamp();
 		*index = db - shared->databases;
-		*generation = ++db->generation;
+		*generation = ++service->generation;
 	}
 	LWLockRelease(DIRECTORY_LOCK);
 	return done;
@@ -2934,14 +3159,14 @@ saga_process_unreserve(SagaProcessKind kind, int index, uint32 generation)
 	bool		done = false;
 
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
-	if (kind == SAGA_PROCESS_COORDINATOR)
+	if (saga_process_is_service(kind))
 	{
-		Database   *db = &shared->databases[index];
+		Service    *service = &shared->databases[index].services[kind];
 
-		done = db->coordinator == SAGA_PROCESS_STARTING &&
-			db->generation == generation;
+		done = service->state == SAGA_PROCESS_STARTING &&
+			service->generation == generation;
 		if (done)
-			db->coordinator = SAGA_PROCESS_FREE;
+			service->state = SAGA_PROCESS_FREE;
 	}
 	else
 	{
@@ -2968,15 +3193,15 @@ saga_process_stop(SagaProcessKind kind, int index, uint32 generation)
 	Latch	   *latch = NULL;
 
 	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
-	if (kind == SAGA_PROCESS_COORDINATOR)
+	if (saga_process_is_service(kind))
 	{
-		Database   *db = &shared->databases[index];
+		Service    *service = &shared->databases[index].services[kind];
 
-		if (db->coordinator != SAGA_PROCESS_FREE &&
-			db->generation == generation)
+		if (service->state != SAGA_PROCESS_FREE &&
+			service->generation == generation)
 		{
-			db->stop_requested = true;
-			latch = db->latch;
+			service->stop_requested = true;
+			latch = service->latch;
 		}
 	}
 	else
@@ -2995,26 +3220,46 @@ saga_process_stop(SagaProcessKind kind, int index, uint32 generation)
 		SetLatch(latch);
 }
 
-void
-saga_coordinators_nudge(bool slots)
+/* Have the services of that kind look whether they are to give way. */
+static void
+nudge_services(SagaProcessKind kind)
 {
 	LWLockAcquire(DIRECTORY_LOCK, LW_SHARED);
-	if (slots)
-		pg_atomic_write_u32(&shared->slot_wanted, 1);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-		if (shared->databases[i].latch != NULL)
-			SetLatch(shared->databases[i].latch);
+	{
+		Latch	   *latch = shared->databases[i].services[kind].latch;
+
+		if (latch != NULL)
+			SetLatch(latch);
+	}
 	LWLockRelease(DIRECTORY_LOCK);
 }
 
+void
+saga_services_waiting(SagaProcessKind kind, int n)
+{
+	pg_atomic_write_u32(&shared->nwaiting[kind], n);
+	if (n > 0)
+		nudge_services(kind);
+}
+
+void
+saga_slot_wanted(void)
+{
+	pg_atomic_write_u32(&shared->slot_wanted, 1);
+	for (int kind = 0; kind < SAGA_NSERVICES; kind++)
+		nudge_services(kind);
+}
+
 bool
-saga_blocked_set(Oid database, Oid role, SagaBlocked blocked)
+saga_blocked_set(SagaProcessKind kind, Oid database, Oid role,
+				 SagaBlocked blocked)
 {
 	bool		changed = false;
 
 	/* waiting for one's turn is no failure */
 	bool		fails = blocked != SAGA_BLOCKED_NOT &&
-		blocked != SAGA_BLOCKED_WORKERS;
+		blocked != SAGA_BLOCKED_WORKERS && blocked != SAGA_BLOCKED_PLACES;
 
 	if (OidIsValid(role))
 	{
@@ -3044,10 +3289,12 @@ saga_blocked_set(Oid database, Oid role, SagaBlocked blocked)
 		db = find_database(database);
 		if (db != NULL)
 		{
-			changed = db->blocked != blocked;
-			db->blocked = blocked;
+			Service    *service = &db->services[kind];
+
+			changed = service->blocked != blocked;
+			service->blocked = blocked;
 			if (fails)
-				db->retry_at = pause_until(++db->failures);
+				service->retry_at = pause_until(++service->failures);
 		}
 		LWLockRelease(DIRECTORY_LOCK);
 	}
@@ -3059,7 +3306,8 @@ saga_blocked_retry_all(void)
 {
 	LWLockAcquire(DIRECTORY_LOCK, LW_EXCLUSIVE);
 	for (int i = 0; i < SAGA_MAX_DATABASES; i++)
-		shared->databases[i].retry_at = 0;
+		for (int kind = 0; kind < SAGA_NSERVICES; kind++)
+			shared->databases[i].services[kind].retry_at = 0;
 	for (int i = 0; i < SAGA_MAX_POOLS; i++)
 	{
 		Pool	   *pool = &shared->pools[i];
@@ -3116,7 +3364,7 @@ take_crash_record(void)
 		db = make_database(shared->lost[n].database);
 		if (db == NULL)
 			continue;
-		pg_atomic_write_u32(&db->wants,
+		pg_atomic_write_u32(&coordinator_of(db)->wants,
 							SAGA_WANT_PROBE | SAGA_WANT_SWEEP | SAGA_WANT_LOST);
 		n++;
 	}
@@ -3140,15 +3388,21 @@ startup_shared(void)
 		pg_atomic_init_u32(&shared->databases_changed, 0);
 		pg_atomic_init_u32(&shared->roles_changed, 0);
 		pg_atomic_init_u32(&shared->slot_wanted, 0);
+		for (int i = 0; i < SAGA_NSERVICES; i++)
+			pg_atomic_init_u32(&shared->nwaiting[i], 0);
 		pg_atomic_init_u32(&shared->nlost, 0);
 		pg_atomic_init_u32(&shared->nwaiters, 0);
 		for (int i = 0; i < SAGA_MAX_DATABASES; i++)
 		{
 			Database   *db = &shared->databases[i];
 
-			pg_atomic_init_u32(&db->wants, 0);
+			for (int k = 0; k < SAGA_NSERVICES; k++)
+			{
+				pg_atomic_init_u32(&db->services[k].wants, 0);
+				pg_atomic_init_u64(&db->services[k].deadline,
+								   (uint64) DT_NOEND);
+			}
 			pg_atomic_init_u32(&db->prepared, 0);
-			pg_atomic_init_u64(&db->deadline, (uint64) DT_NOEND);
 			for (int k = 0; k < SAGA_NDUTIES; k++)
 				pg_atomic_init_u64(&db->duties[k], (uint64) DT_NOEND);
 			pg_atomic_init_u64(&db->ended_at, 0);

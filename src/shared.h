@@ -90,6 +90,15 @@ extern void saga_wake_coordinator(void);
  * committed. */
 extern void saga_wake_database(void);
 
+/* What a courier is wanted for. */
+#define SAGA_COURIER_CALLS	0x01	/* queues of servers are marked: see qstate.h */
+#define SAGA_COURIER_ALL	0x02	/* look at all queues of servers: what is to be
+									 * done is not known */
+
+/* The courier of this database is to do that; it is started if there is none.
+ * At once, in a transaction or not, also in a callback at the end of one. */
+extern void saga_courier_want(uint32 what);
+
 /* What a coordinator does for tasks, each at a time of its own. */
 typedef enum SagaDuty
 {
@@ -277,6 +286,41 @@ typedef enum SagaDatabaseState
 extern void saga_database_probing(void);
 extern bool saga_database_set_state(SagaDatabaseState state);
 
+/* ---- the courier ------------------------------------------------------ */
+
+/* Take the place that the launcher gave; it is given back at exit, at the
+ * latest.  False: not welcome any more, exit. */
+extern bool saga_courier_enter(int index, uint32 generation);
+
+/* May I go?  False when something is wanted; true = I have left. */
+extern bool saga_courier_try_leave(void);
+
+/* I go, whatever is wanted: it stays so.  What I have taken and not done I have
+ * asked for again.  Who ends otherwise, or was told to, need not: then all is
+ * looked at by the next one. */
+extern void saga_courier_leave(void);
+
+extern bool saga_courier_should_stop(void);
+
+/* Take what is wanted (SAGA_COURIER_*); before the queues are looked at. */
+extern uint32 saga_courier_take_wants(void);
+
+/* When a courier is to be there again though nothing is wanted, DT_NOEND if
+ * never: the launcher starts one then.  For who runs it is just a time. */
+extern TimestampTz saga_courier_deadline(void);
+extern void saga_courier_set_deadline(TimestampTz when);
+
+/* Does somebody else wait for my place, or a slot?  To be asked when there is
+ * nothing to do: of all who ask, one is told of the slot. */
+extern bool saga_courier_is_wanted_elsewhere(void);
+
+/*
+ * The same for one that is busy: does somebody wait, and have I had my place for
+ * a while?  Then claim nothing more, and when what is in flight is back ask for
+ * what is left, and leave.
+ */
+extern bool saga_courier_has_had_its_turn(void);
+
 /* ---- hooks: any backend ----------------------------------------------- */
 
 /*
@@ -314,7 +358,8 @@ typedef enum SagaBlocked
 	SAGA_BLOCKED_VERSION,		/* the extension is of another version */
 	SAGA_BLOCKED_FAILED,		/* the last process ended with an error */
 	SAGA_BLOCKED_SLOTS,			/* max_worker_processes */
-	SAGA_BLOCKED_WORKERS		/* saga.max_workers */
+	SAGA_BLOCKED_WORKERS,		/* saga.max_workers */
+	SAGA_BLOCKED_PLACES			/* coordinators, or couriers, of other databases */
 } SagaBlocked;
 
 /* As an operator reads it; NULL for SAGA_BLOCKED_NOT. */
@@ -327,9 +372,14 @@ extern int	saga_launcher_pid(TimestampTz *since);
 typedef enum SagaProcessKind
 {
 	SAGA_PROCESS_COORDINATOR,
+	SAGA_PROCESS_COURIER,
 	SAGA_PROCESS_WORKER,
 	SAGA_PROCESS_FOREGROUND
 } SagaProcessKind;
+
+/* The first two are services: of each a database has one at most. */
+#define SAGA_NSERVICES	(SAGA_PROCESS_COURIER + 1)
+#define saga_process_is_service(kind)	((kind) < SAGA_NSERVICES)
 
 typedef enum SagaProcessState
 {
@@ -348,7 +398,7 @@ typedef struct SagaProcessInfo
 	uint32		generation;
 	int			pid;			/* 0 while starting */
 	Oid			database;
-	Oid			role;			/* InvalidOid for a coordinator */
+	Oid			role;			/* InvalidOid for a service */
 	bool		stopping;
 	TimestampTz started_at;
 	TimestampTz since;			/* in this state, or doing this */
@@ -369,36 +419,38 @@ typedef struct SagaPoolInfo
 	TimestampTz retry_at;		/* start none before */
 } SagaPoolInfo;
 
-typedef struct SagaDatabaseInfo
+typedef struct SagaServiceInfo
 {
+	SagaProcessKind kind;
 	Oid			database;
-	int			index;
-	bool		closed;
-	bool		waits;			/* a coordinator is wanted, and there is none */
+	bool		closed;			/* the database is */
+	bool		waits;			/* one is wanted, and there is none */
 	bool		running;		/* there is one, or it is starting */
 	TimestampTz waiting_since;
-	TimestampTz deadline;		/* a coordinator is to be there then */
+	TimestampTz deadline;		/* one is to be there then */
 	SagaBlocked blocked;
 	TimestampTz retry_at;
-} SagaDatabaseInfo;
+} SagaServiceInfo;
 
 #define SAGA_MAX_POOLS		128
 #define SAGA_MAX_DATABASES	64
 #define SAGA_MAX_FOREGROUND	32
-#define SAGA_MAX_PROCESSES	(SAGA_MAX_WORKERS + SAGA_MAX_FOREGROUND + 							 SAGA_MAX_DATABASES)
+#define SAGA_MAX_SERVICES	(SAGA_NSERVICES * SAGA_MAX_DATABASES)
+#define SAGA_MAX_PROCESSES	(SAGA_MAX_WORKERS + SAGA_MAX_FOREGROUND + \
+							 SAGA_MAX_SERVICES)
 
 /* Copy what there is into arrays of that size; return how many.  With "plan"
  * only the launcher: work that it has seen is not announced to it again. */
 extern int	saga_shared_pools(SagaPoolInfo *infos, bool plan);
-extern int	saga_shared_databases(SagaDatabaseInfo *infos, bool plan);
+extern int	saga_shared_services(SagaServiceInfo *infos, bool plan);
 extern int	saga_shared_processes(SagaProcessInfo *infos);
 
 /* Take a place for a process that is to be started; false if it is no longer
  * wanted or there is none. */
 extern bool saga_worker_reserve(Oid database, Oid role, int *index,
 								uint32 *generation);
-extern bool saga_coordinator_reserve(Oid database, int *index,
-									 uint32 *generation);
+extern bool saga_service_reserve(SagaProcessKind kind, Oid database, int *index,
+								 uint32 *generation);
 
 /* Give it back, if it has not come to life; returns whether that was so. */
 extern bool saga_process_unreserve(SagaProcessKind kind, int index,
@@ -408,13 +460,19 @@ extern bool saga_process_unreserve(SagaProcessKind kind, int index,
 extern void saga_process_stop(SagaProcessKind kind, int index,
 							  uint32 generation);
 
-/* Have the coordinators that are idle look whether they are to give way; with
- * "slots" because other processes find no slot. */
-extern void saga_coordinators_nudge(bool slots);
+/* So many databases wait for a service of that kind: have those that are there
+ * look whether they are to give way. */
+extern void saga_services_waiting(SagaProcessKind kind, int n);
 
-/* Remember why a pool (or, with InvalidOid, a database) has no process; it is
- * tried again after a pause that grows.  Returns true if the reason is new. */
-extern bool saga_blocked_set(Oid database, Oid role, SagaBlocked blocked);
+/* A process of ours finds no slot: have one of the services that are idle give
+ * way. */
+extern void saga_slot_wanted(void);
+
+/* Remember why a pool (or, with InvalidOid, that service of a database) has no
+ * process; it is tried again after a pause that grows.  Returns true if the
+ * reason is new. */
+extern bool saga_blocked_set(SagaProcessKind kind, Oid database, Oid role,
+							 SagaBlocked blocked);
 
 /* Try all that are blocked again at once. */
 extern void saga_blocked_retry_all(void);

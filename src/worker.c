@@ -22,7 +22,6 @@
 #include <signal.h>
 #include <unistd.h>
 
-#include "access/xact.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "pgstat.h"
@@ -42,8 +41,8 @@
 #include "compat.h"
 #include "engine.h"
 #include "guc.h"
-#include "owner.h"
 #include "process.h"
+#include "session.h"
 #include "shared.h"
 
 /* How many sagas one look into the tables brings at most. */
@@ -57,31 +56,10 @@ static uint32 my_role_hash;
 /* Has pg_authid's row of my role changed? */
 static bool role_changed = false;
 
-static void
-begin_transaction(void)
-{
-	SetCurrentStatementStartTimestamp();
-	StartTransactionCommand();
-}
-
-static void
-commit_transaction(void)
-{
-	CommitTransactionCommand();
-	pgstat_report_stat(false);
-}
-
-static void
-abort_transaction(void)
-{
-	AbortCurrentTransaction();
-	pgstat_report_stat(false);
-}
-
 static const SagaDriver worker_driver = {
-	.begin = begin_transaction,
-	.commit = commit_transaction,
-	.abort = abort_transaction,
+	.begin = saga_session_begin,
+	.commit = saga_session_commit,
+	.abort = saga_session_abort,
 	.worker = true
 };
 
@@ -110,25 +88,13 @@ note_role_change(Datum arg, int cacheid, uint32 hash)
 static void
 become_role(void)
 {
-	begin_transaction();
+	saga_session_begin();
 	SetConfigOption("role", "none", PGC_USERSET, PGC_S_OVERRIDE);
 	if (GetUserId() != my_role)
 		elog(FATAL, "session of a saga worker has another role");
 	my_role_hash = GetSysCacheHashValue1(AUTHOID, ObjectIdGetDatum(my_role));
 	CacheRegisterSyscacheCallback(AUTHOID, note_role_change, (Datum) 0);
-	commit_transaction();
-}
-
-/* Is the extension still there, and of our version? */
-static bool
-extension_is_ready(void)
-{
-	bool		ready;
-
-	begin_transaction();
-	ready = saga_extension_ready();
-	commit_transaction();
-	return ready;
+	saga_session_commit();
 }
 
 /* Look into the tables for what no ring holds, if that is wanted. */
@@ -267,13 +233,7 @@ saga_worker_main(Datum arg)
 										 ALLOCSET_DEFAULT_SIZES);
 	ereport(DEBUG1, errmsg_internal("saga worker started"));
 
-	/* a coordinator has to find that out for all; until then the launcher must
-	 * not start one of us after the other */
-	if (!extension_is_ready())
-	{
-		saga_database_probe(args.database);
-		proc_exit(1);
-	}
+	saga_session_require_extension();
 	work(turn_context);
 
 	pgstat_report_stat(true);

@@ -132,6 +132,8 @@ process_name(SagaProcessKind kind)
 	{
 		case SAGA_PROCESS_COORDINATOR:
 			return "coordinator";
+		case SAGA_PROCESS_COURIER:
+			return "courier";
 		case SAGA_PROCESS_WORKER:
 			return "worker";
 		case SAGA_PROCESS_FOREGROUND:
@@ -215,25 +217,33 @@ put_waiting_pools(ReturnSetInfo *result)
 	pfree(pools);
 }
 
-static void
-put_waiting_databases(ReturnSetInfo *result)
+/* Is one wanted, or would it be?  Of a database that is closed the coordinator
+ * says so. */
+static bool
+is_missing(const SagaServiceInfo *service)
 {
-	SagaDatabaseInfo *databases = palloc(SAGA_MAX_DATABASES *
-										 sizeof(SagaDatabaseInfo));
-	int			n = saga_shared_databases(databases, false);
+	return !service->running &&
+		(service->waits || service->blocked != SAGA_BLOCKED_NOT ||
+		 (service->closed && service->kind == SAGA_PROCESS_COORDINATOR));
+}
+
+static void
+put_waiting_services(ReturnSetInfo *result)
+{
+	SagaServiceInfo *services = palloc(SAGA_MAX_SERVICES *
+									   sizeof(SagaServiceInfo));
+	int			n = saga_shared_services(services, false);
 
 	for (int i = 0; i < n; i++)
 	{
-		SagaDatabaseInfo *database = &databases[i];
+		SagaServiceInfo *service = &services[i];
 
-		if (!database->running &&
-			(database->waits || database->closed ||
-			 database->blocked != SAGA_BLOCKED_NOT))
-			put_waiting(result, "coordinator", database->database, InvalidOid,
-						database->waiting_since,
-						reason_of(database->closed, database->blocked));
+		if (is_missing(service))
+			put_waiting(result, process_name(service->kind), service->database,
+						InvalidOid, service->waiting_since,
+						reason_of(service->closed, service->blocked));
 	}
-	pfree(databases);
+	pfree(services);
 }
 
 Datum
@@ -254,7 +264,7 @@ saga_workers(PG_FUNCTION_ARGS)
 		if (may_see(processes[i].role))
 			put_process(result, &processes[i]);
 	pfree(processes);
-	put_waiting_databases(result);
+	put_waiting_services(result);
 	put_waiting_pools(result);
 	return (Datum) 0;
 }
