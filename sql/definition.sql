@@ -126,7 +126,7 @@ SELECT saga.define('bad', '{}');
 SELECT saga.define('bad', '{"name": 1}');
 SELECT saga.define('bad', '{"name": "a", "action": ["f"]}');
 SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "timeuot": 3}');
-SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "kind": "remote"}');
+SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "kind": "global"}');
 SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "timeout": "3 s"}');
 SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "timeout": 1e400}');
 SELECT saga.define('bad', '{"name": "a", "action": "deftest.nothing", "pivot": "yes"}');

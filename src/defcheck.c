@@ -170,12 +170,19 @@ write_kind(SagaJsonWriter *writer, const SagaStepInput *step)
 			break;
 		case SAGA_KIND_CHILD:
 			saga_json_put_string(writer, "definition", step->child);
+			saga_json_put_string(writer, "server", step->server);
 			break;
 		case SAGA_KIND_EXTERNAL:
 			saga_json_put_string(writer, "queue", step->queue);
 			if (step->claim_timeout != 0)
 				saga_json_put_seconds(writer, "claim_timeout",
 									  step->claim_timeout);
+			if (step->total_timeout != 0)
+				saga_json_put_seconds(writer, "total_timeout",
+									  step->total_timeout);
+			break;
+		case SAGA_KIND_REMOTE:
+			saga_json_put_string(writer, "server", step->server);
 			if (step->total_timeout != 0)
 				saga_json_put_seconds(writer, "total_timeout",
 									  step->total_timeout);
@@ -300,13 +307,17 @@ deconstruct_steps(ArrayType *array, Datum **values, int *n)
  *										null too, absent: it fails then
  *	  "kind": "child", "definition": "shipping"
  *										"action" has the function that makes its
- *										input, if there is one
+ *										input, if there is one; "server" only if
+ *										the definition is one of another database
  *	  "kind": "external", "queue": "payments",
  *	  "claim_timeout": 60, "total_timeout": 3600
  *										seconds, absent: no limit.  "action",
  *										"compensation" and "confirmation" have
  *										"task": "charge" in place of "function",
  *										"context" and "arguments"
+ *	  "kind": "remote", "server": "warehouse", "total_timeout": 3600
+ *										likewise, with "task": "wh.ship", the
+ *										function there (remotename.c)
  *
  * Further kinds and fields come with later versions; what is stored is never
  * changed.

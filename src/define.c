@@ -26,6 +26,7 @@
 #include "defcheck.h"
 #include "define.h"
 #include "definition.h"
+#include "defserver.h"
 #include "json.h"
 #include "queue.h"
 #include "shared.h"
@@ -36,6 +37,7 @@ PG_FUNCTION_INFO_V1(saga_timer_step);
 PG_FUNCTION_INFO_V1(saga_signal_step);
 PG_FUNCTION_INFO_V1(saga_child_step);
 PG_FUNCTION_INFO_V1(saga_external_step);
+PG_FUNCTION_INFO_V1(saga_remote_step);
 PG_FUNCTION_INFO_V1(saga_define);
 PG_FUNCTION_INFO_V1(saga_configure);
 PG_FUNCTION_INFO_V1(saga_drop_definition);
@@ -302,6 +304,7 @@ saga_child_step(PG_FUNCTION_ARGS)
 	put_loop(&writer, fcinfo, 8);
 	put_savepoint(&writer, fcinfo, 11);
 	put_lock(&writer, fcinfo, 14, where);
+	put_text(&writer, fcinfo, 18, "server");
 	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
 }
 
@@ -328,6 +331,31 @@ saga_external_step(PG_FUNCTION_ARGS)
 	put_loop(&writer, fcinfo, 16);
 	put_savepoint(&writer, fcinfo, 19);
 	put_lock(&writer, fcinfo, 22, where);
+	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
+}
+
+Datum
+saga_remote_step(PG_FUNCTION_ARGS)
+{
+	SagaJsonWriter writer = NULL;
+	const char *where = begin_step(&writer, fcinfo, SAGA_KIND_REMOTE);
+
+	put_text(&writer, fcinfo, 1, "server");
+	put_text(&writer, fcinfo, 2, "action");
+	put_text(&writer, fcinfo, 3, "compensation");
+	put_text(&writer, fcinfo, 4, "confirmation");
+	put_true(&writer, fcinfo, 5, "pivot");
+	put_interval(&writer, fcinfo, 6, "timeout", where);
+	put_interval(&writer, fcinfo, 7, "total_timeout", where);
+	put_jsonb(&writer, fcinfo, 8, "retry");
+	put_interval(&writer, fcinfo, 9, "compensation_timeout", where);
+	put_jsonb(&writer, fcinfo, 10, "compensation_retry");
+	put_interval(&writer, fcinfo, 11, "confirmation_timeout", where);
+	put_jsonb(&writer, fcinfo, 12, "confirmation_retry");
+	put_conditions(&writer, fcinfo, 13, where);
+	put_loop(&writer, fcinfo, 15);
+	put_savepoint(&writer, fcinfo, 18);
+	put_lock(&writer, fcinfo, 21, where);
 	PG_RETURN_JSONB_P(saga_json_finish_object(&writer));
 }
 
@@ -459,7 +487,8 @@ check_steps(const char *name, ArrayType *array, SagaDefinition *def)
 	for (int i = 0; i < def->rules.nsteps; i++)
 	{
 		CHECK_FOR_INTERRUPTS();
-		if (def->steps[i].kind == SAGA_KIND_CHILD)
+		if (def->steps[i].kind == SAGA_KIND_CHILD &&
+			def->steps[i].server == NULL)
 			check_child(def, i);
 	}
 	return steps;
@@ -488,12 +517,14 @@ saga_define(PG_FUNCTION_ARGS)
 	refuse_if_restricted("saga.define()");
 	array = PG_ARGISNULL(1) ? NULL : PG_GETARG_ARRAYTYPE_P(1);
 	steps = check_steps(name, array, &def);
+	saga_defserver_check(&def);
 	missing = check_queues(find_queues(&def));
 	version = saga_catalog_define(name, steps, &stored);
 	if (stored)
 	{
 		foreach(cell, missing)
 			use_queue(lfirst(cell));
+		saga_defserver_tell(&def);
 	}
 	PG_RETURN_INT32(version);
 }

@@ -21,6 +21,7 @@
 #include "compat.h"
 #include "definition.h"
 #include "json.h"
+#include "remotename.h"
 
 /* No interval in a definition is longer. */
 #define MAX_INTERVAL_DAYS	36525
@@ -39,7 +40,8 @@ static const char *const kind_names[SAGA_NKIND] =
 	[SAGA_KIND_TIMER] = "timer",
 	[SAGA_KIND_SIGNAL] = "signal",
 	[SAGA_KIND_CHILD] = "child",
-	[SAGA_KIND_EXTERNAL] = "external"
+	[SAGA_KIND_EXTERNAL] = "external",
+	[SAGA_KIND_REMOTE] = "remote"
 };
 
 const char *
@@ -463,6 +465,24 @@ load_operation(JsonbContainer *object, SagaOperation operation,
 	load_policy(policy, &rule->retry[operation]);
 }
 
+/* What is stored is made for people. */
+static void
+load_remote_functions(SagaStep *step)
+{
+	if (step->task[SAGA_OPERATION_ACTION] == NULL)
+		corrupted("action");
+	for (int op = 0; op < SAGA_NOPERATION; op++)
+	{
+		SagaRemoteName name;
+
+		if (step->task[op] == NULL)
+			continue;
+		if (saga_remote_name_parse(step->task[op], &name) != NULL)
+			corrupted("task");
+		step->task[op] = saga_remote_name_quoted(&name);
+	}
+}
+
 /* What only steps of one kind have. */
 static void
 load_kind(JsonbContainer *object, SagaStep *step)
@@ -494,6 +514,7 @@ load_kind(JsonbContainer *object, SagaStep *step)
 			break;
 		case SAGA_KIND_CHILD:
 			step->child = load_string(object, "definition");
+			step->server = load_text(object, "server");
 			break;
 		case SAGA_KIND_EXTERNAL:
 			step->queue = load_string(object, "queue");
@@ -501,6 +522,11 @@ load_kind(JsonbContainer *object, SagaStep *step)
 			step->total_timeout = load_duration(object, "total_timeout", 0);
 			if (step->task[SAGA_OPERATION_ACTION] == NULL)
 				corrupted("action");
+			break;
+		case SAGA_KIND_REMOTE:
+			step->server = load_string(object, "server");
+			step->total_timeout = load_duration(object, "total_timeout", 0);
+			load_remote_functions(step);
 			break;
 	}
 }
@@ -684,6 +710,8 @@ load_references(SagaDefinition *def, SagaStep *step, SagaStepRule *rule,
 	def->has_concurrency |= step->concurrency > 0;
 	def->has_children |= step->kind == SAGA_KIND_CHILD;
 	def->has_external |= step->kind == SAGA_KIND_EXTERNAL;
+	def->has_remote |= step->server != NULL;
+	def->has_tasks |= saga_step_has_tasks(step);
 	def->rules.has_savepoints |= rule->savepoint;
 }
 

@@ -29,10 +29,11 @@ typedef enum SagaStepKind
 	SAGA_KIND_TIMER,			/* waits for a time */
 	SAGA_KIND_SIGNAL,			/* waits for saga.signal() */
 	SAGA_KIND_CHILD,			/* another saga */
-	SAGA_KIND_EXTERNAL			/* programs outside, by tasks of a queue */
+	SAGA_KIND_EXTERNAL,			/* programs outside, by tasks of a queue */
+	SAGA_KIND_REMOTE			/* functions of another database */
 } SagaStepKind;
 
-#define SAGA_NKIND	(SAGA_KIND_EXTERNAL + 1)
+#define SAGA_NKIND	(SAGA_KIND_REMOTE + 1)
 
 /* "local", "timer" ...; never NULL. */
 extern const char *saga_step_kind_name(SagaStepKind kind);
@@ -82,15 +83,30 @@ typedef struct SagaStep
 	const char *child;			/* CHILD: name of the definition.  Without an
 								 * action the child's input is the parent's, or
 								 * the element */
+	const char *server;			/* REMOTE: the foreign server; CHILD: likewise,
+								 * NULL = this database */
 	const char *queue;			/* EXTERNAL: where its tasks are offered */
 	const char *task[SAGA_NOPERATION];	/* EXTERNAL: what the participant is told
-										 * to do; NULL = no such operation */
+										 * to do; REMOTE: the function there, as
+										 * SQL writes it: "wh"."ship", always in
+										 * quotes.  NULL = no such operation */
 	int64		claim_timeout;	/* EXTERNAL: how long its action waits to be
 								 * claimed; microseconds, 0 = no limit */
-	int64		total_timeout;	/* EXTERNAL: how long its action may take, with
-								 * all attempts; likewise.  "timeout" is from the
-								 * claim of an attempt, 0 = no limit */
+	int64		total_timeout;	/* EXTERNAL, REMOTE: how long its action may take,
+								 * with all attempts; likewise.  "timeout" of an
+								 * EXTERNAL step is from the claim of an attempt,
+								 * 0 = no limit; of a REMOTE one it is as of local
+								 * steps */
 } SagaStep;
+
+/* Are its operations rows of saga.task, which somebody else carries out? */
+static inline bool
+saga_step_has_tasks(const SagaStep *step)
+{
+	return step->kind == SAGA_KIND_EXTERNAL ||
+		step->kind == SAGA_KIND_REMOTE ||
+		(step->kind == SAGA_KIND_CHILD && step->server != NULL);
+}
 
 /* One version of a definition, with the settings of the whole. */
 typedef struct SagaDefinition
@@ -116,6 +132,8 @@ typedef struct SagaDefinition
 	bool		has_concurrency;	/* a step has */
 	bool		has_children;	/* a step is one */
 	bool		has_external;	/* likewise */
+	bool		has_remote;		/* a step is REMOTE, or a CHILD elsewhere */
+	bool		has_tasks;		/* saga_step_has_tasks() of one */
 
 	/* names of parameters without a default, of actions and compensations,
 	 * that no step before provides: the input of a saga must have a field of

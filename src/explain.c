@@ -1,7 +1,8 @@
 /*
  * explain.c
  *		What the views and saga.explain() ask the machine about a saga: which
- *		round of its steps is the present one, and what shape they have.
+ *		round of its steps is the present one, and what shape they have; and
+ *		shared memory about a server: why a call is not sent to it.
  *
  * Any backend.  Only reads.
  */
@@ -14,14 +15,20 @@
 #include "utils/acl.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
+#include "utils/timestamp.h"
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
 #include "owner.h"
+#include "remotename.h"
+#include "server.h"
+#include "sstate.h"
 #include "store.h"
 
 PG_FUNCTION_INFO_V1(saga_rounds_raw);
 PG_FUNCTION_INFO_V1(saga_explain_raw);
+PG_FUNCTION_INFO_V1(saga_server_waits_raw);
 
 /* Columns of saga.explain_raw(). */
 enum
@@ -42,6 +49,8 @@ enum
 	COL_DONE,
 	COL_NOT_TAKEN,
 	COL_GOAL,
+	COL_SERVER,
+	COL_GUARANTEE,
 	NCOLS
 };
 
@@ -197,6 +206,37 @@ is_not_taken(const Saga *saga, int step)
 	return op->status == SAGA_OP_SKIPPED && op->attempts == 0;
 }
 
+/* The name of its confirmation for people, or NULL. */
+static const char *
+confirmation_text(const SagaStep *step)
+{
+	const char *task = step->task[SAGA_OPERATION_CONFIRMATION];
+	SagaRemoteName name;
+
+	if (task == NULL)
+		return step->function[SAGA_OPERATION_CONFIRMATION];
+	if (step->kind == SAGA_KIND_REMOTE &&
+		saga_remote_name_parse(task, &name) == NULL)
+		return saga_remote_name_text(&name);
+	return task;
+}
+
+/* How often a call has its effect there, as far as somebody has seen what is
+ * there: the role of the saga if it was one who has; NULL = nobody. */
+static const char *
+guarantee_text(const Saga *saga, const SagaStep *step)
+{
+	const SagaServerQueue *queue;
+	int			once;
+
+	if (step->kind != SAGA_KIND_REMOTE)
+		return NULL;
+	queue = saga_server_find(step->server, saga->role);
+	once = queue != NULL && queue->once >= 0 ? queue->once :
+		saga_server_once(step->server);
+	return once < 0 ? NULL : once > 0 ? "once" : "at least once";
+}
+
 static void
 fill_row(Row *row, Saga *saga, int i)
 {
@@ -220,10 +260,7 @@ fill_row(Row *row, Saga *saga, int i)
 		if (rule->quorum > 0)
 			set_column(row, COL_QUORUM, Int32GetDatum(rule->quorum));
 	}
-	set_text(row, COL_CONFIRMATION,
-			 step->kind == SAGA_KIND_EXTERNAL ?
-			 step->task[SAGA_OPERATION_CONFIRMATION] :
-			 step->function[SAGA_OPERATION_CONFIRMATION]);
+	set_text(row, COL_CONFIRMATION, confirmation_text(step));
 	if (rule->savepoint)
 	{
 		set_column(row, COL_RECOVERIES, Int32GetDatum(rule->recoveries));
@@ -240,6 +277,8 @@ fill_row(Row *row, Saga *saga, int i)
 	set_column(row, COL_NOT_TAKEN, BoolGetDatum(is_not_taken(saga, i)));
 	set_column(row, COL_GOAL, BoolGetDatum(saga->state.backward &&
 										   saga->state.goal == i));
+	set_text(row, COL_SERVER, step->server);
+	set_text(row, COL_GUARANTEE, guarantee_text(saga, step));
 }
 
 /*
@@ -268,4 +307,83 @@ saga_explain_raw(PG_FUNCTION_ARGS)
 							 row.values, row.nulls);
 	}
 	return (Datum) 0;
+}
+
+
+/* ---- why a call waits ------------------------------------------------------- */
+
+/* As the session wants it. */
+static const char *
+time_text(TimestampTz time)
+{
+	return DatumGetCString(DirectFunctionCall1(timestamptz_out,
+											   TimestampTzGetDatum(time)));
+}
+
+/* ": <the first line of it>", or nothing. */
+static char *
+error_text(const char *error)
+{
+	int			length = strcspn(error, "\n");
+
+	return length == 0 ? "" : psprintf(": %.*s", length, error);
+}
+
+/* Until then it is left alone, for its failures. */
+static const char *
+breaker_text(const SagaQueueInfo *queue, const SagaServerInfo *server)
+{
+	return psprintf("its breaker is open until %s%s",
+					time_text(queue->breaker_until),
+					error_text(server->last_error));
+}
+
+static const char *
+server_text(const SagaServerInfo *server)
+{
+	switch (server->state)
+	{
+		case SAGA_SERVER_PAUSING:
+			return psprintf("it cannot be reached, next try at %s%s",
+							time_text(server->retry_at),
+							error_text(server->last_error));
+		case SAGA_SERVER_CONNECTING:
+			return "it is being connected to";
+		case SAGA_SERVER_IDLE:
+		case SAGA_SERVER_CONNECTED:
+			break;
+	}
+	return "to be sent";
+}
+
+/*
+ * saga.server_waits_raw(queue_id): why a call that is ready is not sent.  NULL
+ * if there is no such server and role, or it is not for the current user to
+ * see.
+ */
+Datum
+saga_server_waits_raw(PG_FUNCTION_ARGS)
+{
+	int32		id = PG_GETARG_INT32(0);
+	const SagaServerQueue *queue = saga_server_queue_by_id(id);
+	SagaQueueInfo info = {0};
+	SagaServerInfo server = {0};
+	const char *text;
+
+	if (queue == NULL ||
+		(!has_privs_of_role(GetUserId(), queue->role) &&
+		 !saga_owner_has_granted("monitor_privilege")))
+		PG_RETURN_NULL();
+	(void) saga_qstate_info(id, &info);
+	(void) saga_sstate_info(id, &server);
+	if (queue->queue.paused)
+		text = "it is paused";
+	else if (info.breaker == SAGA_BREAKER_OPEN)
+		text = breaker_text(&info, &server);
+	else if (info.breaker == SAGA_BREAKER_HALF_OPEN &&
+			 server.state != SAGA_SERVER_PAUSING)
+		text = "its breaker is half open: another call is tried";
+	else
+		text = server_text(&server);
+	PG_RETURN_TEXT_P(cstring_to_text(text));
 }

@@ -22,8 +22,8 @@
  * - Branches, whose rows and outcomes are about attempts that are out: as long
  *	 as there is one the saga is not moved.  (Outcomes that have come are taken
  *	 before, in another transaction.)
- * - Tasks of external steps know their step by its name, and the answer comes
- *	 to that step wherever it stands: they stay out, or in work.
+ * - Tasks of external and remote steps know their step by its name, and the
+ *	 answer comes to that step wherever it stands: they stay out, or in work.
  * - Timers, signals and children are RUNNING operations without a row but the
  *	 step's own: they go on, with the time that was set for them.
  * - Children remember a position, but are found by their id: see kinds.c.
@@ -151,11 +151,12 @@ same_path(const Move *move, const SagaPath *here, const SagaPath *there)
 		there->step == (here->step < 0 ? -1 : move->map[here->step]);
 }
 
-/* What the participant is told, or the function: NULL if there is none. */
+/* What the participant is told, or the function, here or at a server: NULL if
+ * there is none. */
 static const char *
 called(const SagaStep *step, SagaOperation operation)
 {
-	return step->kind == SAGA_KIND_EXTERNAL ? step->task[operation] :
+	return step->task[operation] != NULL ? step->task[operation] :
 		step->function[operation];
 }
 
@@ -186,9 +187,10 @@ check_operations(Move *move, int from, int to)
 	}
 }
 
-/* Who has had a task of it is asked for the others too. */
+/* Who has had a task of it is asked for the others too, and what was done in a
+ * database is undone there. */
 static void
-check_queue(Move *move, int from, int to)
+check_place(Move *move, int from, int to)
 {
 	const SagaStep *here = &move->saga->definition->steps[from];
 	const SagaStep *there = &move->target->steps[to];
@@ -200,6 +202,11 @@ check_queue(Move *move, int from, int to)
 		add_step_problem(move, from,
 						 psprintf("its tasks are offered in queue \"%s\" there",
 								  there->queue));
+	if (begun && !same_text(here->server, there->server))
+		add_step_problem(move, from, there->server == NULL ?
+						 "its child is one of this database there" :
+						 psprintf("it is done at server \"%s\" there",
+								  there->server));
 }
 
 /* What has succeeded can still be undone and confirmed. */
@@ -290,7 +297,7 @@ check_step(Move *move, int from, int to)
 		 (here->concurrency > 0) != (there->concurrency > 0)))
 		add_step_problem(move, from, "it needs another lock there");
 	check_operations(move, from, to);
-	check_queue(move, from, to);
+	check_place(move, from, to);
 	check_promises(move, from, to);
 	check_savepoint(move, from, to);
 	if ((move->traces[from] & SAGA_TRACE_OPERATION) != 0 &&

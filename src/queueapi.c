@@ -1,7 +1,8 @@
 /*
  * queueapi.c
  *		Owns the SQL-callable functions about queues, those behind the views
- *		included; those of participants are in participant.c.
+ *		included; those of participants are in participant.c, and
+ *		saga.reset_breaker() in serverapi.c.
  *
  * They run with the rights of their caller: queue.c asks whether it may.  Who
  * may use the views may call the functions behind them too, so these show a
@@ -28,7 +29,6 @@
 PG_FUNCTION_INFO_V1(saga_create_queue);
 PG_FUNCTION_INFO_V1(saga_drop_queue);
 PG_FUNCTION_INFO_V1(saga_configure_queue);
-PG_FUNCTION_INFO_V1(saga_reset_breaker);
 PG_FUNCTION_INFO_V1(saga_grant_participant);
 PG_FUNCTION_INFO_V1(saga_revoke_participant);
 PG_FUNCTION_INFO_V1(saga_grant_offer);
@@ -129,16 +129,6 @@ saga_configure_queue(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-Datum
-saga_reset_breaker(PG_FUNCTION_ARGS)
-{
-	char	   *name = queue_argument(fcinfo, 0);
-
-	saga_check_may_write("saga.reset_breaker()");
-	saga_queue_reset_breaker(name);
-	PG_RETURN_VOID();
-}
-
 
 /* ---- grants ----------------------------------------------------------- */
 
@@ -198,21 +188,6 @@ saga_revoke_offer(PG_FUNCTION_ARGS)
 
 /* ---- views ------------------------------------------------------------ */
 
-static const char *
-breaker_name(SagaBreakerState state)
-{
-	switch (state)
-	{
-		case SAGA_BREAKER_CLOSED:
-			return "closed";
-		case SAGA_BREAKER_OPEN:
-			return "open";
-		case SAGA_BREAKER_HALF_OPEN:
-			return "half open";
-	}
-	return NULL;
-}
-
 static int
 count_seen_lately(const SagaQueueInfo *info)
 {
@@ -271,7 +246,7 @@ set_info(Datum *values, bool *nulls, int32 id)
 	values[COL_EXPIRED] = Int64GetDatum(info.nexpired);
 	values[COL_RATE] = Float8GetDatum(info.rate);
 	values[COL_FAILURES] = Int32GetDatum(info.failures);
-	values[COL_BREAKER] = CStringGetTextDatum(breaker_name(info.breaker));
+	values[COL_BREAKER] = CStringGetTextDatum(saga_breaker_state_name(info.breaker));
 	set_time(values, nulls, COL_BREAKER_UNTIL, info.breaker_until);
 	values[COL_PARTICIPANTS] = Int32GetDatum(count_seen_lately(&info));
 }

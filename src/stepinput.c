@@ -15,6 +15,7 @@
 #include "functions.h"
 #include "json.h"
 #include "queue.h"
+#include "remotename.h"
 #include "stepinput.h"
 
 /* Bounds of what a step may say; longer is taken for a slip of the pen. */
@@ -510,6 +511,12 @@ read_definition(SagaStepInput *step, const char *field,
 }
 
 static void
+read_server(SagaStepInput *step, const char *field, const JsonbValue *value)
+{
+	step->server = string_field(value, field, step->where);
+}
+
+static void
 read_queue(SagaStepInput *step, const char *field, const JsonbValue *value)
 {
 	step->queue = string_field(value, field, step->where);
@@ -537,7 +544,9 @@ read_total_timeout(SagaStepInput *step, const char *field,
 #define SIGNAL		(1 << SAGA_KIND_SIGNAL)
 #define CHILD		(1 << SAGA_KIND_CHILD)
 #define EXTERNAL	(1 << SAGA_KIND_EXTERNAL)
-#define ANY			(LOCAL | TIMER | SIGNAL | CHILD | EXTERNAL)
+#define REMOTE		(1 << SAGA_KIND_REMOTE)
+#define TASKS		(EXTERNAL | REMOTE)
+#define ANY			(LOCAL | TIMER | SIGNAL | CHILD | TASKS)
 
 /* In the order of the parameters of the functions that make steps. */
 static const struct
@@ -551,42 +560,44 @@ static const struct
 	{"name", ANY, read_name},
 	{"kind", ANY, read_kind},
 	{"queue", EXTERNAL, read_queue},
-	{"action", LOCAL | EXTERNAL, read_action},
+	{"server", REMOTE, read_server},
+	{"action", LOCAL | TASKS, read_action},
 	{"delay", TIMER, read_delay},
 	{"until", TIMER, read_action},
 	{"definition", CHILD, read_definition},
 	{"input", CHILD, read_action},
-	{"compensation", LOCAL | EXTERNAL, read_compensation},
-	{"confirmation", EXTERNAL, read_confirmation},
-	{"pivot", LOCAL | TIMER | CHILD | EXTERNAL, read_pivot},
-	{"timeout", LOCAL | TIMER | CHILD | EXTERNAL, read_timeout},
+	{"compensation", LOCAL | TASKS, read_compensation},
+	{"confirmation", TASKS, read_confirmation},
+	{"pivot", LOCAL | TIMER | CHILD | TASKS, read_pivot},
+	{"timeout", LOCAL | TIMER | CHILD | TASKS, read_timeout},
 	{"claim_timeout", EXTERNAL, read_claim_timeout},
-	{"total_timeout", EXTERNAL, read_total_timeout},
+	{"total_timeout", TASKS, read_total_timeout},
 	{"timeout", SIGNAL, read_signal_timeout},
 	{"otherwise", SIGNAL, read_otherwise},
 	{"pivot", SIGNAL, read_pivot},
-	{"retry", LOCAL | TIMER | CHILD | EXTERNAL, read_retry},
-	{"compensation_timeout", LOCAL | EXTERNAL, read_compensation_timeout},
-	{"compensation_retry", LOCAL | EXTERNAL, read_compensation_retry},
-	{"confirmation_timeout", EXTERNAL, read_confirmation_timeout},
-	{"confirmation_retry", EXTERNAL, read_confirmation_retry},
+	{"retry", LOCAL | TIMER | CHILD | TASKS, read_retry},
+	{"compensation_timeout", LOCAL | TASKS, read_compensation_timeout},
+	{"compensation_retry", LOCAL | TASKS, read_compensation_retry},
+	{"confirmation_timeout", TASKS, read_confirmation_timeout},
+	{"confirmation_retry", TASKS, read_confirmation_retry},
 	{"isolation", LOCAL, read_isolation},
 	{"durable", LOCAL, read_durable},
 	{"after", ANY, read_after},
 	{"only_if", ANY, read_only_if},
-	{"foreach", LOCAL | CHILD | EXTERNAL, read_foreach},
-	{"parallel", LOCAL | CHILD | EXTERNAL, read_parallel},
-	{"quorum", LOCAL | CHILD | EXTERNAL, read_quorum},
+	{"foreach", LOCAL | CHILD | TASKS, read_foreach},
+	{"parallel", LOCAL | CHILD | TASKS, read_parallel},
+	{"quorum", LOCAL | CHILD | TASKS, read_quorum},
 	{"confirmation", LOCAL, read_confirmation},
 	{"confirmation_timeout", LOCAL, read_confirmation_timeout},
 	{"confirmation_retry", LOCAL, read_confirmation_retry},
 	{"savepoint", ANY, read_savepoint},
 	{"and_then", ANY, read_and_then},
 	{"recoveries", ANY, read_recoveries},
-	{"exclusive", LOCAL | CHILD | EXTERNAL, read_exclusive},
-	{"exclusive_until", LOCAL | CHILD | EXTERNAL, read_exclusive_until},
-	{"exclusive_timeout", LOCAL | CHILD | EXTERNAL, read_exclusive_timeout},
-	{"concurrency", LOCAL | CHILD | EXTERNAL, read_concurrency}
+	{"exclusive", LOCAL | CHILD | TASKS, read_exclusive},
+	{"exclusive_until", LOCAL | CHILD | TASKS, read_exclusive_until},
+	{"exclusive_timeout", LOCAL | CHILD | TASKS, read_exclusive_timeout},
+	{"concurrency", LOCAL | CHILD | TASKS, read_concurrency},
+	{"server", CHILD, read_server}
 };
 
 /* What makes steps of this kind. */
@@ -687,7 +698,7 @@ read_heading(SagaStepInput *step, JsonbContainer *object)
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("invalid kind in %s", step->where),
 				errdetail("There is no kind \"%s\".", kind),
-				errhint("The kinds are local, timer, signal, child and external."));
+				errhint("The kinds are local, timer, signal, child, external and remote."));
 }
 
 
@@ -707,7 +718,7 @@ report_meaningless(const SagaStepInput *step, const char *missing,
 static void
 check_operations(const SagaStepInput *step)
 {
-	if (step->kind == SAGA_KIND_LOCAL &&
+	if ((step->kind == SAGA_KIND_LOCAL || step->kind == SAGA_KIND_REMOTE) &&
 		step->function[SAGA_OPERATION_ACTION] == NULL)
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -759,6 +770,18 @@ check_signal(const SagaStepInput *step)
 		report_meaningless(step, "timeout", "otherwise has");
 }
 
+/* It is taken as it is, like the argument of dblink_connect(). */
+static void
+check_server(const SagaStepInput *step)
+{
+	size_t		length = strlen(step->server);
+
+	if (length == 0 || length > NAMEDATALEN - 1)
+		saga_definition_invalid("server", step->where,
+								psprintf("The name of a foreign server has 1 to %d bytes.",
+										 NAMEDATALEN - 1));
+}
+
 static void
 check_child(const SagaStepInput *step)
 {
@@ -767,6 +790,43 @@ check_child(const SagaStepInput *step)
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("%s has no definition", step->where),
 				errhint("A child step says of which definition its saga is."));
+	if (step->server == NULL)
+		return;
+	check_server(step);
+	/* nobody here knows it, so this is all that can be said of it */
+	saga_definition_check_name(step->child,
+							   psprintf("saga definition (definition of %s)",
+										step->where));
+}
+
+/* The names of the functions, brought into the form that is stored. */
+static void
+check_remote(SagaStepInput *step)
+{
+	if (step->server == NULL)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				errmsg("%s has no server", step->where),
+				errhint("A remote step says at which foreign server its functions are: see CREATE SERVER."));
+	check_server(step);
+	for (int op = 0; op < SAGA_NOPERATION; op++)
+	{
+		SagaRemoteName name;
+		const char *wrong;
+
+		if (step->function[op] == NULL)
+			continue;
+		wrong = saga_remote_name_parse(step->function[op], &name);
+		if (wrong != NULL)
+			ereport(ERROR,
+					errcode(ERRCODE_INVALID_NAME),
+					errmsg("invalid %s in %s",
+						   saga_operation_name((SagaOperation) op),
+						   step->where),
+					errdetail_internal("%s", wrong),
+					errhint("Write it as in SQL, with or without its schema, but without arguments: 'wh.ship' or '\"Wh\".\"Ship\"'."));
+		step->function[op] = saga_remote_name_text(&name);
+	}
 }
 
 static void
@@ -806,7 +866,7 @@ check_companions(const SagaStepInput *step)
 }
 
 static void
-check_step(const SagaStepInput *step)
+check_step(SagaStepInput *step)
 {
 	if (step->name == NULL)
 		ereport(ERROR,
@@ -822,6 +882,8 @@ check_step(const SagaStepInput *step)
 		check_child(step);
 	if (step->kind == SAGA_KIND_EXTERNAL)
 		check_external(step);
+	if (step->kind == SAGA_KIND_REMOTE)
+		check_remote(step);
 	check_companions(step);
 }
 
@@ -841,6 +903,7 @@ action_field(SagaStepKind kind)
 		case SAGA_KIND_LOCAL:
 		case SAGA_KIND_SIGNAL:
 		case SAGA_KIND_EXTERNAL:
+		case SAGA_KIND_REMOTE:
 			break;
 	}
 	return "action";
@@ -854,7 +917,9 @@ resolve_functions(SagaStepInput *step)
 		SagaOperation op = (SagaOperation) i;
 		bool		is_action = op == SAGA_OPERATION_ACTION;
 
-		if (step->function[op] != NULL && step->kind != SAGA_KIND_EXTERNAL)
+		if (step->function[op] != NULL &&
+			step->kind != SAGA_KIND_EXTERNAL &&
+			step->kind != SAGA_KIND_REMOTE)
 			step->oid[op] =
 				saga_functions_resolve(step->function[op],
 									   is_action ? action_field(step->kind) :

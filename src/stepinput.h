@@ -22,7 +22,8 @@ typedef struct SagaStepInput
 	SagaStepKind kind;
 	const char *function[SAGA_NOPERATION];	/* as given; NULL = none.  Of an
 											 * external step the names that
-											 * the participant is told */
+											 * the participant is told, of a
+											 * remote one of functions there */
 	Oid			oid[SAGA_NOPERATION];	/* of the functions */
 	const char *condition;		/* only_if, likewise */
 	Oid			condition_oid;
@@ -50,9 +51,10 @@ typedef struct SagaStepInput
 	int64		signal_timeout;
 	const Jsonb *otherwise;
 	const char *child;			/* name of the definition */
+	const char *server;			/* of a remote step; of a child, NULL = here */
 	const char *queue;			/* of an external step */
 	int64		claim_timeout;	/* likewise; 0 = none; so the next one */
-	int64		total_timeout;
+	int64		total_timeout;	/* of a remote step too */
 
 	/* set by stepgraph.c */
 	int			npreds;
