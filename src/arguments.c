@@ -1,10 +1,14 @@
 /*
  * arguments.c
- *		Owns how SQL-callable functions read their arguments.
+ *		Owns how SQL-callable functions read their arguments and return several
+ *		values.
  */
 #include "postgres.h"
 
+#include "access/htup_details.h"
+#include "funcapi.h"
 #include "miscadmin.h"
+#include "nodes/parsenodes.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
 
@@ -57,4 +61,31 @@ saga_check_may_write(const char *function)
 				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				errmsg("cannot execute %s within security-restricted operation",
 					   function));
+}
+
+void
+saga_require_may_commit(FunctionCallInfo fcinfo, const char *procedure,
+						const char *hint)
+{
+	if (fcinfo->context == NULL || !IsA(fcinfo->context, CallContext) ||
+		castNode(CallContext, fcinfo->context)->atomic)
+		ereport(ERROR,
+				errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
+				errmsg("%s cannot be called inside a transaction block or a function",
+					   procedure),
+				errdetail("It commits and begins transactions of its own."),
+				errhint("%s", hint));
+}
+
+Datum
+saga_make_row(FunctionCallInfo fcinfo, Datum *values, const bool *nulls)
+{
+	static const bool none[8] = {false};
+	TupleDesc	desc;
+
+	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	Assert(nulls != NULL || desc->natts <= (int) lengthof(none));
+	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values,
+											 (bool *) (nulls != NULL ? nulls : none)));
 }

@@ -29,4 +29,14 @@ extern int64 saga_argument_interval(FunctionCallInfo fcinfo, int n,
  */
 extern void saga_check_may_write(const char *function);
 
+/* For a procedure, "saga.wait()": raises, with that hint, where it must not
+ * commit. */
+extern void saga_require_may_commit(FunctionCallInfo fcinfo,
+									const char *procedure, const char *hint);
+
+/* The OUT arguments of a function or procedure that has several: "nulls" NULL =
+ * none is. */
+extern Datum saga_make_row(FunctionCallInfo fcinfo, Datum *values,
+						   const bool *nulls);
+
 #endif							/* SAGA_ARGUMENTS_H */

@@ -26,6 +26,11 @@
  * saga.fail(), saga.retry_later() and saga.lock() set a flag in the same way.
  * Of two flags the first one counts.
  *
+ * A guest is a function that is called for a saga of another database, in a
+ * transaction of its caller.  It has the flags and the nest level of settings;
+ * the rest of an operation is the other side's: what it raises, its timeout, and
+ * what the session is left with.
+ *
  * Nothing here outlives the process, so nothing needs to survive its death:
  * what the operation did is gone with the transaction.
  */
@@ -147,10 +152,11 @@ typedef enum TimerVerdict
 	TIMER_LOCK					/* waits for a lock, in a batch */
 } TimerVerdict;
 
-/* The operation that is running; operations do not nest. */
+/* The operation, or the guest, that is running; they do not nest. */
 typedef struct RunningOperation
 {
 	const SagaCallRequest *request; /* NULL = none */
+	bool		guest;
 	MemoryContext report_context;
 	PreparedCall *call;
 	bool		in_condition;
@@ -281,7 +287,7 @@ attempt_limit(const SagaCallRequest *request, bool *is_role)
 	int64		role_limit = (int64) StatementTimeout * 1000;
 
 	/* that of an external step is its participant's */
-	if (step->kind != SAGA_KIND_EXTERNAL)
+	if (step->kind != SAGA_KIND_EXTERNAL && step->kind != SAGA_KIND_REMOTE)
 		limit = step->timeout[request->operation];
 	if (limit <= 0)
 		limit = (int64) saga_step_timeout * 1000;
@@ -1055,7 +1061,7 @@ static void
 start_running(void)
 {
 	Assert(!saga_owner_is_current());
-	if (running.request != NULL)
+	if (running.request != NULL || running.guest)
 		ereport(ERROR,
 				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				errmsg("cannot run an operation inside another"));
@@ -1116,6 +1122,70 @@ saga_call_run(const SagaCallRequest *request, SagaCallReport *report)
 	report->alone_from_now = running.transactional;
 	report->flush = running.notify;
 	restore_session(&session, request, report);
+}
+
+/* ---- guests ------------------------------------------------------------ */
+
+/*
+ * A guest has raised, or has not let itself be ended.  What it said of itself
+ * goes up in place of the error, in a form that its caller can read: the delay
+ * of saga.retry_later() is in the name of a constraint, the only field that
+ * reaches a client and is of no use here.
+ */
+static void
+rethrow_for_guest(MemoryContext memory)
+{
+	ErrorData  *edata;
+	bool		fail = running.control == CONTROL_FAIL;
+
+	MemoryContextSwitchTo(memory);
+	edata = CopyErrorData();
+	FlushErrorState();
+	edata->sqlerrcode = fail ? ERRCODE_SAGA_FAIL : ERRCODE_SAGA_RETRY_LATER;
+	edata->message = unconstify(char *, running.reason);
+	edata->detail = unconstify(char *, running.detail);
+	edata->hint = NULL;
+	edata->constraint_name = fail ? SAGA_CALL_FAIL_FIELD :
+		psprintf(SAGA_CALL_LATER_FIELD "%lld", (long long) running.delay);
+	ReThrowError(edata);
+}
+
+void
+saga_call_guest(void (*function) (void *arg), void *arg)
+{
+	MemoryContext memory = CurrentMemoryContext;
+	int			guc_level = NewGUCNestLevel();
+	Oid			user;
+	int			security_context;
+
+	GetUserIdAndSecContext(&user, &security_context);
+	start_running();
+	running.guest = true;
+	PG_TRY();
+	{
+		function(arg);
+		obey_flags();
+	}
+	PG_CATCH();
+	{
+		running.guest = false;
+		if (running.control != CONTROL_NONE)
+			rethrow_for_guest(memory);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	running.guest = false;
+	AtEOXact_GUC(false, guc_level);
+	SetUserIdAndSecContext(user, security_context);
+}
+
+void
+saga_call_refuse_within(const char *function)
+{
+	if (running.request != NULL || running.guest)
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("%s cannot be called from a step", function));
 }
 
 /* ---- what others ask for ---------------------------------------------- */
@@ -1196,7 +1266,7 @@ saga_call_idempotency_key(const pg_uuid_t *token, const char *step, int element,
 static void
 require_running(const char *function)
 {
-	if (!saga_call_is_running())
+	if (running.request == NULL && !running.guest)
 		ereport(ERROR,
 				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				errmsg("%s can be called by a running step only", function),
@@ -1360,6 +1430,11 @@ saga_lock(PG_FUNCTION_ARGS)
 					   MAX_LOCK_DAYS));
 
 	require_running("saga.lock()");
+	if (running.guest)
+		ereport(ERROR,
+				errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				errmsg("saga.lock() cannot be called for a saga of another database"),
+				errhint("Let the step that calls this function take the lock, with \"exclusive\"."));
 	if (running.request->holds_lock != NULL &&
 		running.request->holds_lock(running.request, name))
 		PG_RETURN_VOID();

@@ -133,6 +133,21 @@ extern bool saga_call_is_trivial(const SagaStep *step,
 /* Is an operation running in this backend? */
 extern bool saga_call_is_running(void);
 
+/*
+ * Call something for a saga of another database, in the caller's transaction,
+ * as the current user.  What it leaves of settings and roles is undone.  Raises
+ * what it raises; but when it has called saga.fail() or saga.retry_later() the
+ * error is theirs, even if it swallowed that, and its constraint name says so:
+ * the second has the delay in microseconds behind it.
+ */
+#define SAGA_CALL_FAIL_FIELD	"saga_fail"
+#define SAGA_CALL_LATER_FIELD	"saga_retry_later_"
+
+extern void saga_call_guest(void (*function) (void *arg), void *arg);
+
+/* Raises if an operation, or what saga_call_guest() has called, is running. */
+extern void saga_call_refuse_within(const char *function);
+
 /* A hook saw a command during an operation; nothing happens outside one. */
 extern void saga_call_saw_transactional(void);	/* SET CONSTRAINTS, DECLARE,
 												 * PREPARE, LISTEN, DDL */

@@ -64,4 +64,10 @@
 /* A task was not claimed, or its step not done, in time. */
 #define ERRCODE_SAGA_TASK_TIMEOUT MAKE_SQLSTATE('S', 'G', '0', '3', '4')
 
+/* For a saga of another database: what was compensated before it was done. */
+#define ERRCODE_SAGA_VOID MAKE_SQLSTATE('S', 'G', '0', '4', '0')
+
+/* Likewise: it may be forgotten whether it was done. */
+#define ERRCODE_SAGA_FORGOTTEN MAKE_SQLSTATE('S', 'G', '0', '4', '1')
+
 #endif							/* SAGA_ERRCODES_H */

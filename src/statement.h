@@ -10,7 +10,7 @@
 
 struct _SPI_plan;
 
-#define SAGA_STATEMENT_ARGS	9
+#define SAGA_STATEMENT_ARGS	10
 
 typedef struct SagaStatement
 {

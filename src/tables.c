@@ -42,7 +42,8 @@
 #define HAS_LEAVES(kind)	((kind) < SAGA_TABLE_MESSAGE)
 
 static const char *const table_names[SAGA_NTABLES] = {
-	"saga", "step", "attempt", "history", "message", "branch", "task"
+	"saga", "step", "attempt", "history", "message", "branch", "task", "barrier",
+	"barrier_horizon"
 };
 
 /* What was looked up, until owner.c's generation changes. */
@@ -427,21 +428,29 @@ saga_table_fetch_id(SagaTable *table, Snapshot snapshot, int64 id)
 }
 
 void
-saga_table_scan(SagaTable *table, Snapshot snapshot, int64 id,
-				SagaRowCallback each, void *arg)
+saga_table_scan_keys(SagaTable *table, Snapshot snapshot, ScanKey keys,
+					 int nkeys, SagaRowCallback each, void *arg)
 {
 	IndexScanDesc scan;
-	ScanKeyData key;
 
-	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
-	scan = saga_index_beginscan(table->rel, table->pkey, snapshot, 1);
-	index_rescan(scan, &key, 1, NULL, 0);
+	scan = saga_index_beginscan(table->rel, table->pkey, snapshot, nkeys);
+	index_rescan(scan, keys, nkeys, NULL, 0);
 	while (index_getnext_slot(scan, ForwardScanDirection, table->slot))
 	{
 		slot_getallattrs(table->slot);
 		each(table->slot, arg);
 	}
 	index_endscan(scan);
+}
+
+void
+saga_table_scan(SagaTable *table, Snapshot snapshot, int64 id,
+				SagaRowCallback each, void *arg)
+{
+	ScanKeyData key;
+
+	ScanKeyInit(&key, 1, BTEqualStrategyNumber, F_INT8EQ, Int64GetDatum(id));
+	saga_table_scan_keys(table, snapshot, &key, 1, each, arg);
 }
 
 static bool

@@ -32,10 +32,12 @@ typedef enum SagaTableKind
 	SAGA_TABLE_HISTORY,
 	SAGA_TABLE_MESSAGE,
 	SAGA_TABLE_BRANCH,
-	SAGA_TABLE_TASK
+	SAGA_TABLE_TASK,
+	SAGA_TABLE_BARRIER,
+	SAGA_TABLE_BARRIER_HORIZON
 } SagaTableKind;
 
-#define SAGA_NTABLES		(SAGA_TABLE_TASK + 1)
+#define SAGA_NTABLES		(SAGA_TABLE_BARRIER_HORIZON + 1)
 
 /* Columns, in the order of the script. */
 enum
@@ -98,7 +100,20 @@ enum
 	TASK_QUEUE_ID, TASK_DEFINITION_ID, TASK_ELEMENT, TASK_ATTEMPT,
 	TASK_EXTENSIONS, TASK_OPERATION, TASK_ROUND, TASK_SLOT, TASK_CLAIMED,
 	TASK_CANCELLED, TASK_STEP, TASK_PARTICIPANT, TASK_OUTCOME, TASK_PROGRESS,
-	TASK_ANSWER, TASK_NCOLUMNS
+	TASK_ANSWER, TASK_INPUT, TASK_NCOLUMNS
+};
+
+enum
+{
+	BARRIER_TOKEN, BARRIER_ELEMENT, BARRIER_ROUND, BARRIER_OPERATION,
+	BARRIER_VOID, BARRIER_BEGUN_AT, BARRIER_DONE_AT, BARRIER_COORDINATOR,
+	BARRIER_STEP, BARRIER_ROLE_NAME, BARRIER_ANSWER, BARRIER_NCOLUMNS
+};
+
+enum
+{
+	HORIZON_COORDINATOR, HORIZON_ROLE_NAME, HORIZON_BEFORE, HORIZON_KEPT,
+	HORIZON_KEPT_SINCE, HORIZON_NCOLUMNS
 };
 
 /* What is known by name, until the extension is made anew. */
@@ -191,9 +206,13 @@ extern bool saga_table_lock(SagaTable *table, Snapshot snapshot, int64 id);
 extern bool saga_table_lock_waiting(SagaTable *table, Snapshot snapshot,
 									int64 id);
 
-/* Call "each" for every visible row whose first key column is "id". */
+/* Call "each" for every visible row of this primary key, or of the beginning
+ * of one; the second for all whose first key column is "id". */
 typedef void (*SagaRowCallback) (TupleTableSlot *slot, void *arg);
 
+extern void saga_table_scan_keys(SagaTable *table, Snapshot snapshot,
+								 ScanKey keys, int nkeys,
+								 SagaRowCallback each, void *arg);
 extern void saga_table_scan(SagaTable *table, Snapshot snapshot, int64 id,
 							SagaRowCallback each, void *arg);
 
