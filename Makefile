@@ -8,7 +8,10 @@ EXTVERSION := $(shell sed -n "s/^default_version *= *'\(.*\)'.*/\1/p" saga.contr
 
 OBJS = $(patsubst %.c,%.o,$(sort $(wildcard src/*.c)))
 DATA = saga--$(EXTVERSION).sql $(sort $(wildcard saga--*--*.sql))
-PG_CPPFLAGS = -Isrc -DSAGA_VERSION='"$(EXTVERSION)"'
+PG_CPPFLAGS = -Isrc -I$(libpq_srcdir) -DSAGA_VERSION='"$(EXTVERSION)"'
+
+# The courier talks to other databases; it looks hosts up in a thread.
+SHLIB_LINK = $(libpq) -lpthread
 
 # pg_regress: setup first, cleanup last, the others in the order of their names.
 REGRESS_ALL = $(basename $(notdir $(sort $(wildcard sql/*.sql))))

@@ -7,6 +7,7 @@
 #define SAGA_COMPAT_H
 
 #include "access/tableam.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
 #include "utils/acl.h"
@@ -18,11 +19,15 @@
 	object_aclcheck(ProcedureRelationId, (function), (role), ACL_EXECUTE)
 #define saga_schema_aclcheck(schema, role) \
 	object_aclcheck(NamespaceRelationId, (schema), (role), ACL_USAGE)
+#define saga_server_aclcheck(server, role) \
+	object_aclcheck(ForeignServerRelationId, (server), (role), ACL_USAGE)
 #else
 #define saga_function_aclcheck(function, role) \
 	pg_proc_aclcheck((function), (role), ACL_EXECUTE)
 #define saga_schema_aclcheck(schema, role) \
 	pg_namespace_aclcheck((schema), (role), ACL_USAGE)
+#define saga_server_aclcheck(server, role) \
+	pg_foreign_server_aclcheck((server), (role), ACL_USAGE)
 #endif
 
 /* 16 reports a missing type softly; before, by a flag. */
@@ -131,6 +136,14 @@ typedef bool SagaUpdateIndexes;
 #define SAGA_TRANSACTION_TIMEOUT_OFF	{"transaction_timeout", "0"},
 #else
 #define SAGA_TRANSACTION_TIMEOUT_OFF
+#endif
+
+/* 17: a set of events belongs to a resource owner; ours to none. */
+#include "storage/latch.h"
+#if PG_VERSION_NUM >= 170000
+#define saga_create_wait_event_set(context, n)	CreateWaitEventSet(NULL, (n))
+#else
+#define saga_create_wait_event_set(context, n)	CreateWaitEventSet((context), (n))
 #endif
 
 #endif							/* SAGA_COMPAT_H */

@@ -39,6 +39,8 @@ missing()
 
 	command -v gcc >/dev/null || echo gcc
 	[ -e /usr/include/stdio.h ] || echo libc6-dev
+	[ -f "$("$pg_config" --includedir 2>/dev/null)/libpq-fe.h" ] ||
+		[ -f /usr/include/postgresql/libpq-fe.h ] || echo libpq-dev
 	command -v make >/dev/null || echo make
 	if [ -f "$("$pg_config" --pgxs 2>/dev/null)" ]; then
 		bindir=$("$pg_config" --bindir)
