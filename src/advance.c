@@ -137,6 +137,8 @@ outcome_text(const Saga *saga, const SagaTodo *todo)
 			return "child saga";
 		case SAGA_KIND_EXTERNAL:
 			return "participant";
+		case SAGA_KIND_REMOTE:
+			return "remote database";
 		case SAGA_KIND_LOCAL:
 			break;
 	}
@@ -779,7 +781,7 @@ take_answers(SagaRun *run, SagaMember *member)
 	Saga	   *saga = member->saga;
 	SagaTaskTable *tasks = NULL;
 
-	if (!saga->definition->has_external)
+	if (!saga->definition->has_tasks)
 		return;
 	for (int step = 0; step < saga->state.nsteps; step++)
 	{
@@ -789,7 +791,7 @@ take_answers(SagaRun *run, SagaMember *member)
 		for (int op = 0; op < SAGA_NOPERATION; op++)
 			running += state->count[op][SAGA_OP_RUNNING];
 		if (running == 0 ||
-			saga->definition->steps[step].kind != SAGA_KIND_EXTERNAL)
+			!saga_step_has_tasks(&saga->definition->steps[step]))
 			continue;
 		if (tasks == NULL)
 			tasks = saga_task_begin_taking();
@@ -1428,7 +1430,7 @@ call_ready(SagaRun *run, SagaMember *member, const SagaTask *ready, int n)
 /* ---- tasks -------------------------------------------------------------------- */
 
 /*
- * Needs it no user code?  Of an external action that somebody has had already
+ * Needs it no user code?  Of an action that somebody else has had already
  * the condition is not asked again: it may have had its effect.
  */
 static bool
@@ -1437,7 +1439,7 @@ is_trivial(const Saga *saga, const SagaTask *task)
 	const SagaStep *step = &saga->definition->steps[task->step];
 
 	return saga_call_is_trivial(step, task->operation) ||
-		(step->kind == SAGA_KIND_EXTERNAL &&
+		(saga_step_has_tasks(step) &&
 		 saga_record_op(saga, task)->attempts > 0);
 }
 

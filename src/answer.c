@@ -85,19 +85,29 @@ hash_answer(const SagaOutcome *outcome)
 
 static void
 answer_row(SagaTaskTable *tasks, SagaTaskRow *row, const SagaQueue *queue,
-		   const SagaOutcome *answer)
+		   const SagaTaskRequest *request)
 {
-	bool		failed = answer->kind != SAGA_OUTCOME_SUCCEEDED;
+	static const SagaOutcome revoked = {.kind = SAGA_OUTCOME_REVOKED};
+	const SagaOutcome *answer = request->outcome;
+	bool		failed = answer->kind == SAGA_OUTCOME_FAILED &&
+		!request->was_reached;
 
+	saga_qstate_answered(queue->id, queue->name, &queue->breaker, !failed,
+						 failed, 0);
 	saga_taskrow_set_outcome(row, SAGA_TASKROW_ANSWERED);
+	if (saga_taskrow_is_aside(row))
+	{
+		saga_taskrow_end(tasks, row);
+		return;
+	}
+	if (request->gives_up && DatumGetBool(row->values[TASK_CANCELLED]))
+		answer = &revoked;
 	saga_taskrow_set(row, TASK_ANSWER_HASH, Int64GetDatum(hash_answer(answer)));
 	saga_taskrow_set(row, TASK_ANSWER,
 					 JsonbPGetDatum(saga_taskrow_make_answer(row, answer)));
 	row->nulls[TASK_PROGRESS] = true;
 	saga_taskrow_write(tasks, row);
 	saga_taskrow_wake(row);
-	saga_qstate_answered(queue->id, queue->name, &queue->breaker, !failed,
-						 failed, 0);
 }
 
 /* The answer was there already: it may come again, but not another one. */
@@ -117,7 +127,8 @@ accept_again(const SagaTaskRow *row, const SagaOutcome *answer)
 static void
 extend_row(SagaTaskTable *tasks, SagaTaskRow *row, SagaTaskRequest *request)
 {
-	TimestampTz until = GetCurrentTimestamp() + request->lease;
+	TimestampTz until = request->lease == SAGA_TASK_NO_END ? DT_NOEND :
+		GetCurrentTimestamp() + request->lease;
 
 	if (!row->nulls[TASK_EXPIRES_AT])
 		until = Min(until, saga_taskrow_time(row, TASK_EXPIRES_AT));
@@ -155,16 +166,10 @@ release_row(SagaTaskTable *tasks, SagaTaskRow *row, const SagaQueue *queue)
 		release_cancelled(tasks, row);
 		return;
 	}
-	saga_taskrow_set(row, TASK_AT, row->values[TASK_OFFERED_AT]);
-	saga_taskrow_set(row, TASK_CLAIMED, BoolGetDatum(false));
-	row->nulls[TASK_LEASE_TOKEN] = true;
-	row->nulls[TASK_CLAIMED_AT] = true;
-	row->nulls[TASK_EXPIRES_AT] = true;
-	row->nulls[TASK_PARTICIPANT] = true;
-	row->nulls[TASK_PROGRESS] = true;
-	saga_taskrow_write(tasks, row);
+	saga_taskrow_give_back(tasks, row);
 	saga_claim_forget_place();
-	saga_taskrow_wake(row);
+	if (!saga_taskrow_is_aside(row))
+		saga_taskrow_wake(row);
 	saga_qstate_offered(queue->id, queue->name, 0);
 }
 
@@ -175,7 +180,7 @@ act_on_row(SagaTaskTable *tasks, SagaTaskRow *row, const SagaQueue *queue,
 	switch (request->act)
 	{
 		case SAGA_TASK_ANSWER:
-			answer_row(tasks, row, queue, request->outcome);
+			answer_row(tasks, row, queue, request);
 			break;
 		case SAGA_TASK_EXTEND:
 			extend_row(tasks, row, request);
@@ -209,13 +214,13 @@ knows_token(SagaTaskTable *tasks, const SagaTaskRequest *request)
 /* Lock the row, if the token is its; above read committed it may be newer than
  * what this transaction may see. */
 static bool
-lock_known(SagaTaskTable *tasks, const SagaTaskRequest *request,
-		   SagaTaskRow *row)
+lock_known(SagaTaskTable *tasks, SagaTaskRequest *request, SagaTaskRow *row)
 {
 	if (!knows_token(tasks, request))
 		return false;
-	if (saga_taskrow_lock(tasks, request->id, true, row))
+	if (saga_taskrow_lock(tasks, request->id, !request->dont_wait, row))
 		return true;
+	request->busy = request->dont_wait;
 	if (IsolationUsesXactSnapshot())
 		ereport(ERROR,
 				errcode(ERRCODE_T_R_SERIALIZATION_FAILURE),
@@ -234,7 +239,7 @@ find_queue(const SagaTaskRow *row, const SagaQueue *last, MemoryContext memory)
 	if (last != NULL && last->id == id)
 		return last;
 	old = MemoryContextSwitchTo(memory);
-	last = saga_queue_find_by_id(id);
+	last = saga_taskrow_queue(row);
 	MemoryContextSwitchTo(old);
 	if (last != NULL)
 		saga_queue_check_participant(last);
@@ -284,7 +289,7 @@ saga_answer_act(SagaTaskRequest *const *requests, int n, bool lost_ok)
 			queue = find_queue(&row, queue, caller);
 		request->done = found && queue != NULL &&
 			act_if_held(&tasks, &row, queue, request);
-		if (!request->done && !lost_ok)
+		if (!request->done && !request->busy && !lost_ok)
 			report_loss(request->id, found && queue != NULL ? &row : NULL);
 		MemoryContextSwitchTo(caller);
 		MemoryContextReset(memory);

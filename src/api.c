@@ -42,6 +42,7 @@
 #include "kinds.h"
 #include "owner.h"
 #include "queue.h"
+#include "server.h"
 #include "store.h"
 #include "upkeep.h"
 
@@ -246,6 +247,12 @@ refuse(const char *verb, const Saga *saga, SagaVerdict verdict)
 			detail = "It is compensating already.";
 			break;
 		case SAGA_VERDICT_HELD:
+			if (saga->parent_id == SAGA_FAR_PARENT)
+			{
+				detail = "The saga is done, and waits for its parent, a saga of another database.";
+				hint = "Cancel the parent there to let it go back, and this one with it.";
+				break;
+			}
 			detail = psprintf("The saga is done, and waits for its parent, saga %lld.",
 							  (long long) saga->parent_id);
 			hint = psprintf("Use saga.cancel(%lld) to let the parent go back, and this one with it.",
@@ -766,41 +773,7 @@ saga_signal_by_key(PG_FUNCTION_ARGS)
 }
 
 
-/* The INOUT arguments of a procedure: as many values as it has of them. */
-static Datum
-make_row(FunctionCallInfo fcinfo, Datum *values)
-{
-	TupleDesc	desc;
-	bool		nulls[4] = {false};
-
-	if (get_call_result_type(fcinfo, NULL, &desc) != TYPEFUNC_COMPOSITE)
-		elog(ERROR, "return type must be a row type");
-	return HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(desc), values, nulls));
-}
-
-
 /* ---- waiting ---------------------------------------------------------------- */
-
-/* Is the procedure called where it may commit? */
-static bool
-may_commit(FunctionCallInfo fcinfo)
-{
-	return fcinfo->context != NULL && IsA(fcinfo->context, CallContext) &&
-		!castNode(CallContext, fcinfo->context)->atomic;
-}
-
-static void
-require_may_commit(FunctionCallInfo fcinfo, const char *procedure,
-				   const char *hint)
-{
-	if (!may_commit(fcinfo))
-		ereport(ERROR,
-				errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
-				errmsg("%s cannot be called inside a transaction block or a function",
-					   procedure),
-				errdetail("It commits and begins transactions of its own."),
-				errhint("%s", hint));
-}
 
 /* The saga as it is now; raises when there is none or it is not the caller's. */
 static SagaStatus
@@ -888,14 +861,14 @@ saga_wait(PG_FUNCTION_ARGS)
 	saga_argument_require(fcinfo, 0, "saga_id");
 	id = PG_GETARG_INT64(0);
 	until = GetCurrentTimestamp() + saga_argument_interval(fcinfo, 1, "timeout");
-	require_may_commit(fcinfo, "saga.wait()",
+	saga_require_may_commit(fcinfo, "saga.wait()",
 					   "saga.wait_within() waits in a function, for a minute at most.");
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	status = wait_until_final(id, until, true);
 	SPI_finish();
 	values[0] = CStringGetTextDatum(saga_status_name(status));
-	return make_row(fcinfo, values);
+	return saga_make_row(fcinfo, values, NULL);
 }
 
 /*
@@ -985,7 +958,7 @@ check_session_is_own(const char *procedure)
 static void
 enter_foreground(FunctionCallInfo fcinfo, const char *procedure)
 {
-	require_may_commit(fcinfo, procedure,
+	saga_require_may_commit(fcinfo, procedure,
 					   "Call it with CALL, outside of BEGIN and COMMIT.");
 	if (saga_call_is_running())
 		ereport(ERROR,
@@ -1134,7 +1107,7 @@ saga_run(PG_FUNCTION_ARGS)
 	PG_END_TRY();
 	leave_foreground();
 	values[0] = CStringGetTextDatum(saga_status_name(glance.status));
-	return make_row(fcinfo, values);
+	return saga_make_row(fcinfo, values, NULL);
 }
 
 /*
@@ -1213,7 +1186,7 @@ saga_recover(PG_FUNCTION_ARGS)
 	leave_foreground();
 	values[0] = Int64GetDatum(result.operations);
 	values[1] = Int64GetDatum(result.finished);
-	return make_row(fcinfo, values);
+	return saga_make_row(fcinfo, values, NULL);
 }
 
 
@@ -1236,6 +1209,7 @@ saga_adopt(PG_FUNCTION_ARGS)
 	values[0] = Int64GetDatum(saga_store_adopt(&unbound));
 	saga_catalog_adopt();
 	saga_queue_adopt();
+	saga_server_adopt();
 	saga_locks_adopt();
 	saga_upkeep_announce_ready();
 	names = palloc((list_length(unbound) + 1) * sizeof(Datum));
@@ -1244,5 +1218,5 @@ saga_adopt(PG_FUNCTION_ARGS)
 	values[1] = PointerGetDatum(construct_array(names, n, TEXTOID, -1, false,
 												TYPALIGN_INT));
 	saga_wake_database();
-	return make_row(fcinfo, values);
+	return saga_make_row(fcinfo, values, NULL);
 }

@@ -21,9 +21,13 @@
 #include "utils/timestamp.h"
 
 #include "bind.h"
+#include "child.h"
 #include "claim.h"
 #include "compat.h"
+#include "guc.h"
+#include "json.h"
 #include "record.h"
+#include "server.h"
 #include "store.h"
 #include "task.h"
 #include "taskrow.h"
@@ -62,6 +66,7 @@ typedef struct Claiming
 	const SagaQueue *queue;
 	int64		lease;
 	const char *participant;
+	bool		takes_over;
 	SagaTables	sagas;			/* the tables that the sagas are read from */
 	MemoryContext memory;		/* of the call, ... */
 	MemoryContext saga_memory;	/* of the saga that was read last, ... */
@@ -99,19 +104,21 @@ find_queue_index(const SagaTable *table)
 	return NULL;				/* keep the compiler quiet */
 }
 
-/* Lock a ready row that the scan has found, unless somebody else has it. */
+/* Lock a row that the scan has found, unless somebody else has it. */
 static bool
-lock_ready(SagaTaskTable *tasks, SagaTaskRow *row)
+lock_found(SagaTaskTable *tasks, bool claimed, SagaTaskRow *row)
 {
 	if (!saga_taskrow_lock_found(tasks))
 		return false;
 	saga_taskrow_read(tasks->table->slot, row);
-	return saga_taskrow_is_open(row) && !saga_taskrow_is_claimed(row);
+	return saga_taskrow_is_open(row) &&
+		saga_taskrow_is_claimed(row) == claimed;
 }
 
 /*
- * Lock up to "max" ready tasks from that place of the queue on, the oldest
- * first; returns how many.  *slow is set when the first was far.
+ * Lock up to "max" ready tasks (or claimed ones, to take over) from that place
+ * of the queue on, the oldest first; returns how many.  *slow is set when the
+ * first was far.
  */
 static int
 lock_oldest(Claiming *claiming, TimestampTz from, int64 after, SagaTaskRow *rows,
@@ -127,7 +134,7 @@ lock_oldest(Claiming *claiming, TimestampTz from, int64 after, SagaTaskRow *rows
 	ScanKeyInit(&keys[0], 1, BTEqualStrategyNumber, F_INT4EQ,
 				Int32GetDatum(claiming->queue->id));
 	ScanKeyInit(&keys[1], 2, BTEqualStrategyNumber, F_BOOLEQ,
-				BoolGetDatum(false));
+				BoolGetDatum(claiming->takes_over));
 	ScanKeyInit(&keys[2], 3, BTGreaterEqualStrategyNumber, F_TIMESTAMPTZ_GE,
 				TimestampTzGetDatum(from));
 	scan = saga_index_beginscan(tasks->table->rel, index, tasks->snapshot, 3);
@@ -145,7 +152,7 @@ lock_oldest(Claiming *claiming, TimestampTz from, int64 after, SagaTaskRow *rows
 			DatumGetInt64(slot_getattr(tasks->table->slot, TASK_ID + 1,
 									   &isnull)) <= after)
 			continue;			/* this call has seen it */
-		if (!lock_ready(tasks, &rows[n]))
+		if (!lock_found(tasks, claiming->takes_over, &rows[n]))
 			continue;
 		if (n++ == 0)
 			*slow = GetCurrentTimestamp() - begun > SLOW_SCAN;
@@ -190,30 +197,98 @@ find_operation(const Saga *saga, const SagaTaskRow *row, SagaTask *task)
 										row->values[TASK_OPERATION]);
 	task->attempt = DatumGetInt32(row->values[TASK_ATTEMPT]);
 	return task->step >= 0 &&
-		saga->definition->steps[task->step].kind == SAGA_KIND_EXTERNAL &&
+		saga_step_has_tasks(&saga->definition->steps[task->step]) &&
 		task->element >= 0 &&
 		task->element < saga->state.steps[task->step].nelements;
 }
 
+/* What was made for a child; NULL if there is nothing. */
+static const Jsonb *
+input_of(const SagaTaskRow *row)
+{
+	return row->nulls[TASK_INPUT] ? NULL :
+		DatumGetJsonbP(row->values[TASK_INPUT]);
+}
+
 static Wanted
-is_wanted(const Saga *saga, const SagaTaskRow *row, SagaTask *task)
+is_wanted(const Claiming *claiming, const Saga *saga, const SagaTaskRow *row,
+		  SagaTask *task)
 {
 	const SagaOpState *op;
 
-	if (saga == NULL || saga->ended)
+	if (saga == NULL)
+		return NEVER;
+	if (saga_taskrow_is_aside(row))
+		return saga->foreign ? NOT_NOW : WANTED;
+	if (saga->ended)
 		return NEVER;
 	if (saga->foreign || saga->broken != NULL ||
-		saga->state.status == SAGA_STATUS_PAUSED)
+		(saga->state.status == SAGA_STATUS_PAUSED && !claiming->takes_over))
 		return NOT_NOW;
 	if (!find_operation(saga, row, task))
 		return NEVER;
-	if (saga_task_is_too_large(saga, task))
+	if (saga_task_is_too_large(saga, task, input_of(row)))
 		return NOT_NOW;			/* it was not when it was offered */
 	op = saga_record_op(saga, task);
 	if (op->status != SAGA_OP_RUNNING ||
 		saga_record_row(saga, task)->task_id != saga_taskrow_id(row))
 		return NEVER;
-	return op->cancelled ? NOT_NOW : WANTED;
+	/* what may have been done has to be found out all the same */
+	return op->cancelled && !claiming->takes_over ? NOT_NOW : WANTED;
+}
+
+/* How long an attempt may take from its claim; 0 = no limit.  That of a child is
+ * to begin it, or to send it word. */
+static int64
+attempt_timeout(const SagaStep *step, SagaOperation operation)
+{
+	if (step->kind == SAGA_KIND_CHILD)
+		return saga_step_timeout * INT64CONST(1000);
+	if (step->timeout[operation] == 0 && step->kind != SAGA_KIND_EXTERNAL)
+		return saga_step_timeout * INT64CONST(1000);
+	return step->timeout[operation];
+}
+
+/* Give the row to the participant until then, and tell it. */
+static void
+give(Claiming *claiming, SagaTaskRow *row, SagaClaim *claim, TimestampTz now,
+	 TimestampTz until, TimestampTz end)
+{
+	saga_taskrow_set(row, TASK_EXPIRES_AT, TimestampTzGetDatum(end));
+	row->nulls[TASK_EXPIRES_AT] = end == DT_NOEND;
+	saga_store_make_token(&claim->lease_token);
+	saga_taskrow_set(row, TASK_AT, TimestampTzGetDatum(until));
+	saga_taskrow_set(row, TASK_CLAIMED, BoolGetDatum(true));
+	saga_taskrow_set(row, TASK_CLAIMED_AT, TimestampTzGetDatum(now));
+	saga_taskrow_set(row, TASK_LEASE_TOKEN,
+					 UUIDPGetDatum(&claim->lease_token));
+	saga_taskrow_set(row, TASK_PARTICIPANT,
+					 CStringGetTextDatum(claiming->participant));
+	row->nulls[TASK_PROGRESS] = true;
+	saga_taskrow_write(&claiming->tasks, row);
+
+	claim->id = saga_taskrow_id(row);
+	claim->lease_until = until;
+	claiming->first_end = Min(claiming->first_end, until);
+	claiming->each(claim, claiming->arg);
+}
+
+/* What its doer is told of the saga. */
+static void
+make_payload(const Saga *saga, const SagaTask *task, const SagaTaskRow *row,
+			 SagaClaim *claim)
+{
+	SagaCallRequest request = saga_record_request(saga, task);
+
+	claim->round = request.round;
+	claim->idempotency_key = saga_call_idempotency_key(&saga->token,
+													   claim->step,
+													   task->element,
+													   request.round,
+													   task->operation);
+	claim->payload = claim->definition_step->kind == SAGA_KIND_CHILD ?
+		saga_child_make_context(saga, task, input_of(row)) :
+		saga_binding_context(&request, claim->idempotency_key);
 }
 
 /* Give the row to the participant, and tell it what is to be done. */
@@ -222,24 +297,31 @@ claim_row(Claiming *claiming, const Saga *saga, const SagaTask *task,
 		  SagaTaskRow *row)
 {
 	const SagaStep *step = &saga->definition->steps[task->step];
-	SagaCallRequest request = saga_record_request(saga, task);
 	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz until = now + claiming->lease;
 	TimestampTz end = DT_NOEND;
 	SagaClaim	claim = {
-		.id = saga_taskrow_id(row),
 		.saga_id = saga->ref.id,
 		.definition = saga->definition->name,
 		.step = step->name,
 		.element = step->foreach.text == NULL ? -1 : task->element,
 		.operation = task->operation,
-		.task = step->task[task->operation],
+		.task = step->kind == SAGA_KIND_CHILD ? step->child :
+		step->task[task->operation],
 		.attempt = task->attempt,
-		.traceparent = saga->traceparent
+		.traceparent = saga->traceparent,
+		.definition_step = step,
+		.token = &saga->token,
+		.begun_at = saga->created_at,
+		.timeout = attempt_timeout(step, task->operation),
+		.cancelled = saga_record_op(saga, task)->cancelled
 	};
 
-	if (step->timeout[task->operation] > 0)
-		end = now + step->timeout[task->operation];
+	/* a courier, who sees to the time of each call, has others before this one */
+	if (saga_queue_is_servers(claiming->queue->id))
+		until += 2 * claim.timeout;
+	else if (claim.timeout > 0)
+		end = now + claim.timeout;
 	if (task->operation == SAGA_OPERATION_ACTION && step->total_timeout > 0)
 	{
 		TimestampTz total = step->total_timeout +
@@ -247,27 +329,37 @@ claim_row(Claiming *claiming, const Saga *saga, const SagaTask *task,
 
 		end = Min(end, total);
 	}
-	until = Min(until, end);
-	saga_taskrow_set(row, TASK_EXPIRES_AT, TimestampTzGetDatum(end));
-	row->nulls[TASK_EXPIRES_AT] = end == DT_NOEND;
-	saga_store_make_token(&claim.lease_token);
-	saga_taskrow_set(row, TASK_AT, TimestampTzGetDatum(until));
-	saga_taskrow_set(row, TASK_CLAIMED, BoolGetDatum(true));
-	saga_taskrow_set(row, TASK_CLAIMED_AT, TimestampTzGetDatum(now));
-	saga_taskrow_set(row, TASK_LEASE_TOKEN, UUIDPGetDatum(&claim.lease_token));
-	saga_taskrow_set(row, TASK_PARTICIPANT,
-					 CStringGetTextDatum(claiming->participant));
-	row->nulls[TASK_PROGRESS] = true;
-	saga_taskrow_write(&claiming->tasks, row);
+	make_payload(saga, task, row, &claim);
+	give(claiming, row, &claim, now, Min(until, end), end);
+}
 
-	claim.idempotency_key = saga_call_idempotency_key(&saga->token, step->name,
-													  task->element,
-													  request.round,
-													  task->operation);
-	claim.payload = saga_binding_context(&request, claim.idempotency_key);
-	claim.lease_until = until;
-	claiming->first_end = Min(claiming->first_end, until);
-	claiming->each(&claim, claiming->arg);
+/* Likewise of a task that is no attempt; nothing is known of the saga but its
+ * row. */
+static void
+claim_aside(Claiming *claiming, const Saga *saga, SagaTaskRow *row)
+{
+	int64		timeout = saga_step_timeout * INT64CONST(1000);
+	SagaClaim	claim = {
+		.aside = true,
+		.saga_id = saga->ref.id,
+		.step = saga_taskrow_text(row, TASK_STEP),
+		.element = DatumGetInt32(row->values[TASK_ELEMENT]),
+		.operation = saga_tables_label(saga_tables_names()->operation,
+									   SAGA_NOPERATION,
+									   row->values[TASK_OPERATION]),
+		.task = "",
+		.round = DatumGetInt16(row->values[TASK_ROUND]),
+		.token = &saga->token,
+		.begun_at = saga->created_at,
+		.timeout = timeout
+	};
+	SagaJsonWriter writer = NULL;
+	TimestampTz now = GetCurrentTimestamp();
+
+	saga_json_begin_object(&writer);
+	claim.payload = saga_json_finish_object(&writer);
+	give(claiming, row, &claim, now, now + claiming->lease + 2 * timeout,
+		 DT_NOEND);
 }
 
 /* Claim those of the locked rows that are wanted; returns how many. */
@@ -282,10 +374,13 @@ claim_locked(Claiming *claiming, SagaTaskRow *rows, int n)
 		Saga	   *saga = saga_of_task(claiming, &rows[i]);
 		SagaTask	task;
 
-		switch (is_wanted(saga, &rows[i], &task))
+		switch (is_wanted(claiming, saga, &rows[i], &task))
 		{
 			case WANTED:
-				claim_row(claiming, saga, &task, &rows[i]);
+				if (saga_taskrow_is_aside(&rows[i]))
+					claim_aside(claiming, saga, &rows[i]);
+				else
+					claim_row(claiming, saga, &task, &rows[i]);
 				claimed++;
 				break;
 			case NEVER:
@@ -349,20 +444,47 @@ choose_start(int32 queue)
 	return DT_NOBEGIN;
 }
 
+static void
+begin_claiming(Claiming *claiming, const SagaQueue *queue, int64 lease,
+			   const char *participant, SagaClaimCallback each, void *arg)
+{
+	memset(claiming, 0, sizeof(*claiming));
+	claiming->queue = queue;
+	claiming->lease = lease;
+	claiming->participant = participant;
+	claiming->sagas.lockmode = AccessShareLock;
+	claiming->memory = CurrentMemoryContext;
+	claiming->each = each;
+	claiming->arg = arg;
+	claiming->first_end = DT_NOEND;
+	claiming->saga_memory = AllocSetContextCreate(CurrentMemoryContext,
+												  "saga of a task",
+												  ALLOCSET_DEFAULT_SIZES);
+	claiming->task_memory = AllocSetContextCreate(CurrentMemoryContext,
+												  "saga task",
+												  ALLOCSET_DEFAULT_SIZES);
+	saga_taskrow_open(&claiming->tasks);
+}
+
+/* "n" have been claimed: they are flushed, and somebody sees to their leases. */
+static void
+end_claiming(Claiming *claiming, int n)
+{
+	saga_tables_close(&claiming->sagas);
+	saga_taskrow_close(&claiming->tasks);
+	MemoryContextDelete(claiming->task_memory);
+	MemoryContextDelete(claiming->saga_memory);
+	if (n == 0)
+		return;
+	ForceSyncCommit();
+	saga_qstate_lease(claiming->first_end);
+}
+
 int
 saga_claim_take(const SagaQueue *queue, int max, int64 lease,
 				const char *participant, SagaClaimCallback each, void *arg)
 {
-	Claiming	claiming = {
-		.queue = queue,
-		.lease = lease,
-		.participant = participant,
-		.sagas = {.lockmode = AccessShareLock},
-		.memory = CurrentMemoryContext,
-		.each = each,
-		.arg = arg,
-		.first_end = DT_NOEND
-	};
+	Claiming	claiming;
 	TimestampTz from = choose_start(queue->id);
 	SagaTaskRow *rows = palloc(max * sizeof(SagaTaskRow));
 	int			n = 0;
@@ -372,13 +494,7 @@ saga_claim_take(const SagaQueue *queue, int max, int64 lease,
 	{
 		bool		passed = hint.passing;
 
-		claiming.saga_memory = AllocSetContextCreate(CurrentMemoryContext,
-													 "saga of a task",
-													 ALLOCSET_DEFAULT_SIZES);
-		claiming.task_memory = AllocSetContextCreate(CurrentMemoryContext,
-													 "saga task",
-													 ALLOCSET_DEFAULT_SIZES);
-		saga_taskrow_open(&claiming.tasks);
+		begin_claiming(&claiming, queue, lease, participant, each, arg);
 		n = claim_from(&claiming, from, rows, max);
 		if (n < max && from != DT_NOBEGIN && !hint.passing)
 		{
@@ -387,19 +503,47 @@ saga_claim_take(const SagaQueue *queue, int max, int64 lease,
 			if (!passed)
 				n += claim_from(&claiming, DT_NOBEGIN, rows, max - n);
 		}
-		saga_tables_close(&claiming.sagas);
-		saga_taskrow_close(&claiming.tasks);
-		MemoryContextDelete(claiming.task_memory);
-		MemoryContextDelete(claiming.saga_memory);
+		end_claiming(&claiming, n);
 	}
 	pfree(rows);
-	if (n > 0)
-	{
-		ForceSyncCommit();
-		saga_qstate_lease(claiming.first_end);
-	}
 	saga_qstate_claimed(queue->id, queue->name, participant, n);
 	return n;
+}
+
+int
+saga_claim_take_over(const SagaQueue *queue, int64 lease, TimestampTz from,
+					 const char *participant, SagaClaimCallback each,
+					 void *arg)
+{
+	Claiming	claiming;
+	SagaTaskRow *rows = palloc(SAGA_MAX_TASKS * sizeof(SagaTaskRow));
+	int64		after = 0;
+	int			claimed = 0;
+	int			n = 0;
+
+	(void) saga_tables_names();
+	if (!saga_tables_is_copy())
+	{
+		begin_claiming(&claiming, queue, lease, participant, each, arg);
+		claiming.takes_over = true;
+		do
+		{
+			bool		slow;
+
+			/* the snapshot shows none of the rows that are written here */
+			n = lock_oldest(&claiming, from, after, rows, SAGA_MAX_TASKS,
+							&slow);
+			if (n > 0)
+			{
+				from = saga_taskrow_time(&rows[n - 1], TASK_AT);
+				after = saga_taskrow_id(&rows[n - 1]);
+				claimed += claim_locked(&claiming, rows, n);
+			}
+		} while (n == SAGA_MAX_TASKS);
+		end_claiming(&claiming, claimed);
+	}
+	pfree(rows);
+	return claimed;
 }
 
 void

@@ -12,7 +12,7 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "machine.h"
+#include "definition.h"
 #include "queue.h"
 
 /* The most tasks in one claim. */
@@ -37,6 +37,16 @@ typedef struct SagaClaim
 	const char *idempotency_key;
 	const char *traceparent;	/* may be NULL */
 	TimestampTz lease_until;
+
+	/* for the courier */
+	const SagaStep *definition_step;
+	const pg_uuid_t *token;
+	int			round;
+	TimestampTz begun_at;		/* when the saga was begun */
+	int64		timeout;		/* of the attempt, microseconds; 0 = no limit */
+	bool		cancelled;		/* nobody needs it any more */
+	bool		aside;			/* it is no attempt: see taskrow.c.  There is no
+								 * "definition_step" */
 } SagaClaim;
 
 typedef void (*SagaClaimCallback) (const SagaClaim *claim, void *arg);
@@ -49,6 +59,15 @@ typedef void (*SagaClaimCallback) (const SagaClaim *claim, void *arg);
 extern int	saga_claim_take(const SagaQueue *queue, int max, int64 lease,
 							const char *participant, SagaClaimCallback each,
 							void *arg);
+
+/*
+ * Likewise those that somebody else, who is no more, has claimed and not
+ * answered: they may have been done.  All of them whose lease ends then or later,
+ * each with a new lease.
+ */
+extern int	saga_claim_take_over(const SagaQueue *queue, int64 lease,
+								 TimestampTz from, const char *participant,
+								 SagaClaimCallback each, void *arg);
 
 /* Tasks have come back to this session: its next claim begins at the beginning. */
 extern void saga_claim_forget_place(void);

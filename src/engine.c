@@ -41,6 +41,7 @@
 #include "owner.h"
 #include "qstate.h"
 #include "record.h"
+#include "server.h"
 #include "store.h"
 #include "tables.h"
 #include "task.h"
@@ -84,8 +85,8 @@ begin_transaction(SagaRun *run, int isolation, bool in_batch)
 }
 
 /* The transaction that is open needs not be flushed. */
-static void
-allow_asynchronous_commit(void)
+void
+saga_engine_commit_lazily(void)
 {
 	(void) set_config_option("synchronous_commit", "off", PGC_USERSET,
 							 PGC_S_SESSION, GUC_ACTION_LOCAL, true, 0, false);
@@ -102,7 +103,7 @@ commit_transaction(SagaRun *run)
 	if (run->force)
 		ForceSyncCommit();
 	else if (saga_local_commit == SAGA_LOCAL_COMMIT_ASYNC && !run->flush)
-		allow_asynchronous_commit();
+		saga_engine_commit_lazily();
 	saga_call_reset();
 	run->driver->commit();
 	run->result->transactions++;
@@ -868,7 +869,7 @@ saga_engine_announce(const SagaDriver *driver)
 		return;
 	driver->begin();
 	/* it changes nothing, and somebody waits for it */
-	allow_asynchronous_commit();
+	saga_engine_commit_lazily();
 	do
 		notify_participants(queue);
 	while (saga_qstate_next_announcement(queue));
@@ -884,6 +885,14 @@ saga_engine_look_for_tasks(const SagaDriver *driver)
 	saga_upkeep_announce_ready();
 	while (saga_qstate_next_unplaced(queue))
 		notify_participants(queue);
+	driver->commit();
+}
+
+void
+saga_engine_take_marks(const SagaDriver *driver)
+{
+	driver->begin();
+	saga_server_take_marks();
 	driver->commit();
 }
 

@@ -58,6 +58,9 @@ extern int	saga_engine_find_due(const SagaDriver *driver, SagaRef *refs,
 /* The next call starts over, wherever the last one ended. */
 extern void saga_engine_find_from_start(void);
 
+/* The commit of the current transaction need not be flushed. */
+extern void saga_engine_commit_lazily(void);
+
 /* ---- the coordinator: each in a transaction of its own, no user code ---- */
 
 /* Look once at the whole database: wants a pool for each role with something
@@ -83,6 +86,9 @@ extern void saga_engine_announce(const SagaDriver *driver);
 
 /* Find the queues in which tasks wait: they are to be announced. */
 extern void saga_engine_look_for_tasks(const SagaDriver *driver);
+
+/* Note which sagas servers may forget some day: see server.h. */
+extern void saga_engine_take_marks(const SagaDriver *driver);
 
 /* End the leases that are over, and see to answers from before that time which
  * nobody has taken; returns when the next lease ends (DT_NOEND: none does). */

@@ -24,6 +24,11 @@
  * the task is to be looked at: it has waited too long to be claimed, the action
  * as a whole has taken too long, or its row was locked by a participant when it
  * was to be withdrawn.
+ *
+ * Remote steps are the same, with the courier as the participant: the queue is
+ * that of the server and the role.  So are child steps at a server: the courier
+ * begins the child, and answers when that is held or has ended; what a parent
+ * would send to a child goes through the same queue.
  */
 #include "postgres.h"
 
@@ -35,19 +40,19 @@
 #include "utils/timestamp.h"
 
 #include "catalog.h"
+#include "child.h"
 #include "errcodes.h"
+#include "farparent.h"
 #include "json.h"
 #include "kinds.h"
 #include "owner.h"
 #include "queue.h"
 #include "record.h"
+#include "server.h"
 #include "task.h"
 
 /* A task whose row somebody has locked is looked at again after so long. */
 #define TAKEN_PAUSE		USECS_PER_SEC
-
-/* A tree of sagas that is deeper than this is taken for one without end. */
-#define MAX_DEPTH		1000
 
 /* So many children of a saga that nobody remembers are let go at its end. */
 #define MAX_FORGOTTEN	4096
@@ -188,37 +193,32 @@ report_definition_error(Saga *saga, const SagaTask *task,
 	(void) saga_record_outcome(saga, task, &outcome);
 }
 
+/* May it have to be compensated, once it is done? */
+static bool
+is_undoable(const Saga *saga, const SagaTask *task)
+{
+	return saga->definition->rules.steps[task->step].has_compensation;
+}
+
 static void
 begin_child(Saga *saga, const SagaTask *task, Jsonb *input)
 {
 	const SagaStep *step = step_of(saga, task);
 	const SagaDefinition *definition;
-	ErrorData  *error = NULL;
+	ErrorData  *data = NULL;
+	SagaError	error;
 	int64		id;
 
-	if (saga->depth >= MAX_DEPTH)
-	{
-		fail_for_good(saga, task, ERRCODE_SAGA_BAD_DATA,
-					  psprintf("child sagas are nested more than %d deep",
-							   MAX_DEPTH),
-					  "A definition that begins itself, perhaps through others, must come to an end.",
-					  "Give the child step a condition: only_if.");
-		return;
-	}
-	definition = find_child_definition(saga, step->child, input, &error);
+	definition = find_child_definition(saga, step->child, input, &data);
 	if (definition == NULL)
 	{
-		report_definition_error(saga, task, error);
+		report_definition_error(saga, task, data);
 		return;
 	}
-	if (definition->has_pivot &&
-		saga->definition->rules.steps[task->step].has_compensation)
+	if (!saga_child_may_be(definition, saga->depth, is_undoable(saga, task),
+						   &error))
 	{
-		fail_for_good(saga, task, ERRCODE_SAGA_BAD_DATA,
-					  psprintf("child saga definition \"%s\" has a pivot",
-							   step->child),
-					  "A child that has passed its pivot cannot be undone, and its parent may still have to.",
-					  "Make the child step the pivot, or put it behind the pivot.");
+		(void) saga_record_final_failure(saga, task, &error);
 		return;
 	}
 	id = saga_store_begin_child(saga, task->step, task->element, definition,
@@ -270,7 +270,7 @@ operate_child(Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 }
 
 
-/* ---- external steps -------------------------------------------------------- */
+/* ---- steps with tasks -------------------------------------------------------- */
 
 /* The moment at which the action as a whole has taken too long. */
 static TimestampTz
@@ -335,19 +335,33 @@ definer_of(const Saga *saga)
 		get_role_oid(definition->created_by, true);
 }
 
-/* What has been done must be undoable, so only actions ask. */
+/* What has been done must be undoable, so only actions ask.  Whether a role may
+ * use a server is found out by who connects. */
 static bool
 may_offer(const Saga *saga, const SagaTask *task, const SagaQueue *queue)
 {
 	return task->operation != SAGA_OPERATION_ACTION ||
+		saga_queue_is_servers(queue->id) ||
 		saga_queue_may_offer(queue, definer_of(saga));
 }
 
-static void
-offer(Saga *saga, const SagaTask *task)
+/* Where the operations of the step are offered; NULL if there is no such queue.
+ * A server has one for each role. */
+static const SagaQueue *
+find_queue(const Saga *saga, const SagaTask *task)
 {
 	const SagaStep *step = step_of(saga, task);
-	SagaQueue  *queue = saga_queue_find(step->queue);
+
+	if (step->server != NULL)
+		return &saga_server_queue(step->server, saga->role)->queue;
+	return saga_queue_find(step->queue);
+}
+
+static void
+offer(Saga *saga, const SagaTask *task, const Jsonb *input)
+{
+	const SagaStep *step = step_of(saga, task);
+	const SagaQueue *queue = find_queue(saga, task);
 	SagaOpRow  *row = saga_record_row(saga, task);
 	TimestampTz now = GetCurrentTimestamp();
 
@@ -375,7 +389,7 @@ offer(Saga *saga, const SagaTask *task)
 					  NULL, NULL);
 		return;
 	}
-	if (saga_task_is_too_large(saga, task))
+	if (saga_task_is_too_large(saga, task, input))
 	{
 		fail_for_good(saga, task, ERRCODE_SAGA_BAD_DATA,
 					  psprintf("the data for the task of step \"%s\" are too large",
@@ -384,7 +398,7 @@ offer(Saga *saga, const SagaTask *task)
 					  "Keep large data in a table, and pass their key.");
 		return;
 	}
-	row->task_id = saga_task_offer(saga, task, queue);
+	row->task_id = saga_task_offer(saga, task, queue, input);
 	start(saga, task, ready_end(saga, task, now));
 }
 
@@ -448,12 +462,35 @@ fail_unclaimed(Saga *saga, const SagaTask *task, bool is_final)
 							   psprintf("step \"%s\" was not done in time", step->name) :
 							   psprintf("nobody claimed the task of step \"%s\" in time",
 										step->name),
+							   step->server != NULL ?
+							   psprintf("It is to be done on server \"%s\".",
+										step->server) :
 							   psprintf("It was offered in queue \"%s\".",
 										step->queue));
-	outcome.error.hint = "View saga.queues shows who takes tasks of it.";
+	outcome.error.hint = step->server != NULL ?
+		"View saga.servers shows whether it can be reached." :
+		"View saga.queues shows who takes tasks of it.";
 	outcome.started_at = outcome.finished_at = GetCurrentTimestamp();
 	(void) saga_record_outcome(saga, task, &outcome);
 	limit_wait(saga, task);
+}
+
+/* Is a child of it in another database? */
+static bool
+has_far_child(const SagaStep *step)
+{
+	return step->kind == SAGA_KIND_CHILD && step->server != NULL;
+}
+
+/* Tell who has claimed it that nobody needs it; a child that it has begun is
+ * asked to go back. */
+static void
+cancel_task(Saga *saga, const SagaTask *task)
+{
+	saga_task_cancel(saga_record_row(saga, task)->task_id);
+	if (has_far_child(step_of(saga, task)) &&
+		task->operation == SAGA_OPERATION_ACTION)
+		saga_task_offer_recall(saga, task, find_queue(saga, task));
 }
 
 /* A task that is claimed, and is not to be answered any more. */
@@ -461,7 +498,7 @@ static void
 fail_claimed(Saga *saga, const SagaTask *task, const SagaTaskInfo *info,
 			 bool is_final)
 {
-	const SagaQueue *queue = saga_queue_find(step_of(saga, task)->queue);
+	const SagaQueue *queue = find_queue(saga, task);
 	SagaOutcome outcome;
 
 	saga_task_expire(saga_record_row(saga, task)->task_id);
@@ -514,7 +551,7 @@ look_at_claimed(Saga *saga, const SagaTask *task, const SagaTaskInfo *info)
 		TimestampTz again = total_end(saga, task);
 
 		if (saga_record_op(saga, task)->cancelled && !info->cancelled)
-			saga_task_cancel(saga_record_row(saga, task)->task_id);
+			cancel_task(saga, task);
 		look_again(saga, task, again);
 	}
 }
@@ -583,7 +620,7 @@ revoke_task(Saga *saga, const SagaTask *task)
 			return;
 		case SAGA_TASK_CLAIMED:
 			if (!info.cancelled)
-				saga_task_cancel(saga_record_row(saga, task)->task_id);
+				cancel_task(saga, task);
 			break;
 		case SAGA_TASK_ANSWERED:
 			break;
@@ -602,7 +639,7 @@ for_tasks_out(Saga *saga, void (*each) (Saga *saga, const SagaTask *task))
 {
 	for (int step = 0; step < saga->state.nsteps; step++)
 	{
-		if (saga->definition->steps[step].kind != SAGA_KIND_EXTERNAL)
+		if (!saga_step_has_tasks(&saga->definition->steps[step]))
 			continue;
 		for (int i = 0; i < saga->state.steps[step].nelements; i++)
 			for (int op = 0; op < SAGA_NOPERATION; op++)
@@ -646,7 +683,10 @@ withdraw_at_end(Saga *saga, const SagaTask *task)
 			saga_task_withdraw(id);
 			break;
 		case SAGA_TASK_CLAIMED:
-			if (!info.cancelled)
+			/* one that follows a child does not end by itself */
+			if (has_far_child(step_of(saga, task)))
+				saga_task_withdraw(id);
+			else if (!info.cancelled)
 				saga_task_cancel(id);
 			break;
 		default:
@@ -657,7 +697,7 @@ withdraw_at_end(Saga *saga, const SagaTask *task)
 void
 saga_kind_answered(Saga *saga, const SagaTask *task)
 {
-	if (step_of(saga, task)->kind == SAGA_KIND_EXTERNAL)
+	if (saga_step_has_tasks(step_of(saga, task)))
 		limit_wait(saga, task);
 }
 
@@ -714,7 +754,7 @@ saga_kind_pausing(Saga *saga)
 static void
 announce_again(Saga *saga, const SagaTask *task)
 {
-	const SagaQueue *queue = saga_queue_find(step_of(saga, task)->queue);
+	const SagaQueue *queue = find_queue(saga, task);
 
 	if (queue != NULL)
 		saga_qstate_offered(queue->id, queue->name, 0);
@@ -784,10 +824,10 @@ saga_kind_succeeded(Saga *saga, const SagaTask *task,
 {
 	SagaStepKind kind = step_of(saga, task)->kind;
 
-	if (kind == SAGA_KIND_CHILD)
+	if (saga_step_has_tasks(step_of(saga, task)))
+		offer(saga, task, outcome != NULL ? outcome->result : NULL);
+	else if (kind == SAGA_KIND_CHILD)
 		operate_child(saga, task, outcome);
-	else if (kind == SAGA_KIND_EXTERNAL)
-		offer(saga, task);
 	else if (kind == SAGA_KIND_TIMER &&
 			 task->operation == SAGA_OPERATION_ACTION)
 		start_timer(saga, task, time);
@@ -831,7 +871,7 @@ saga_kind_expire(Saga *saga, const SagaTask *task)
 					  "View saga.locks shows who has it.");
 	else if (step_of(saga, task)->kind == SAGA_KIND_SIGNAL)
 		expire_signal(saga, task);
-	else if (step_of(saga, task)->kind == SAGA_KIND_EXTERNAL)
+	else if (saga_step_has_tasks(step_of(saga, task)))
 		look_at_task(saga, task);
 	else
 		succeed(saga, task, NULL);
@@ -842,6 +882,11 @@ saga_kind_revoke(Saga *saga, const SagaTask *task)
 {
 	SagaOutcome revoked = {.kind = SAGA_OUTCOME_REVOKED};
 
+	if (saga_step_has_tasks(step_of(saga, task)))
+	{
+		revoke_task(saga, task);
+		return;
+	}
 	switch (step_of(saga, task)->kind)
 	{
 		case SAGA_KIND_TIMER:
@@ -854,8 +899,7 @@ saga_kind_revoke(Saga *saga, const SagaTask *task)
 									  NULL);
 			break;
 		case SAGA_KIND_EXTERNAL:
-			revoke_task(saga, task);
-			return;
+		case SAGA_KIND_REMOTE:
 		case SAGA_KIND_LOCAL:
 			break;				/* who takes the branch sees the mark */
 	}
@@ -898,59 +942,23 @@ saga_kind_signal(Saga *saga, const SagaMessage *message)
 
 /* ---- children: messages ------------------------------------------------------ */
 
-/* What a child says of itself. */
+/* A child and the place in its parent where it was begun. */
 typedef struct ChildReport
 {
-	int64		id;
 	SagaTask	task;			/* of the parent: step and element */
-	SagaStatus	status;
-	bool		refused;		/* it cannot go back */
-	Jsonb	   *result;
-	const char *cause;			/* why it went back; may be NULL */
+	SagaChildReport said;
 } ChildReport;
-
-/* The result of a saga is that of its last step that has succeeded; so says
- * view saga.sagas. */
-static Jsonb *
-result_of(const Saga *saga)
-{
-	for (int i = saga->state.nsteps - 1; i >= 0; i--)
-		if (saga->state.steps[i].count[SAGA_OPERATION_ACTION][SAGA_OP_SUCCEEDED] > 0)
-			return saga->results[i];
-	return NULL;
-}
 
 static void
 tell_parent(const Saga *saga, bool refused)
 {
-	SagaJsonWriter writer = NULL;
+	Jsonb	   *report = saga_child_make_report(saga, refused);
 
-	saga_json_begin_object(&writer);
-	saga_json_put_int(&writer, "saga_id", saga->ref.id);
-	saga_json_put_int(&writer, "step", saga->parent_step);
-	saga_json_put_string(&writer, "status",
-						 saga_status_name(saga->state.status));
-	if (refused)
-		saga_json_put_bool(&writer, "refused", true);
-	if (saga->definition != NULL && saga->results != NULL)
-		saga_json_put_jsonb(&writer, "result", result_of(saga));
-	saga_json_put_jsonb(&writer, "cause", saga->cause);
-	(void) saga_store_post_to(saga->parent_id, "child", NULL,
-							  saga->parent_element,
-							  saga_json_finish_object(&writer));
-}
-
-static char *
-describe_cause(JsonbContainer *cause)
-{
-	JsonbValue	message;
-	JsonbValue	sqlstate;
-
-	if (!saga_json_get(cause, "message", &message) ||
-		!saga_json_get(cause, "sqlstate", &sqlstate))
-		return NULL;
-	return psprintf("%s (%s)", saga_json_string(&message),
-					saga_json_string(&sqlstate));
+	if (saga->parent_id == SAGA_FAR_PARENT)
+		saga_far_parent_report(saga->ref.id, report);
+	else
+		(void) saga_store_post_to(saga->parent_id, "child", NULL,
+								  saga->parent_element, report);
 }
 
 /* Is this where the child was begun? */
@@ -983,68 +991,32 @@ read_report(const Saga *saga, const SagaMessage *message, ChildReport *report)
 {
 	JsonbContainer *object;
 	JsonbValue	value;
-	JsonbValue *result;
 
-	memset(report, 0, sizeof(*report));
 	if (message->payload == NULL || !JB_ROOT_IS_OBJECT(message->payload))
 		return false;
 	object = &message->payload->root;
-	if (!saga_json_get(object, "saga_id", &value) || value.type != jbvNumeric)
-		return false;
-	report->id = saga_json_int(&value);
-	if (!saga_json_get(object, "step", &value) || value.type != jbvNumeric)
+	memset(&report->task, 0, sizeof(report->task));
+	if (!saga_child_read_report(object, &report->said) ||
+		!saga_json_get(object, "step", &value) || value.type != jbvNumeric)
 		return false;
 	report->task.step = (int) saga_json_int(&value);
 	report->task.element = message->element;
-	if (!saga_json_get(object, "status", &value) || value.type != jbvString ||
-		!saga_status_parse(saga_json_string(&value), &report->status))
-		return false;
-	report->refused = saga_json_get(object, "refused", &value);
-	result = getKeyJsonValueFromContainer(object, "result", strlen("result"),
-										  NULL);
-	if (result != NULL)
-		report->result = JsonbValueToJsonb(result);
-	if (saga_json_get(object, "cause", &value) && saga_json_is_object(&value))
-		report->cause = describe_cause(value.val.binary.data);
-	return find_child_step(saga, &report->task, report->id);
+	return find_child_step(saga, &report->task, report->said.id);
 }
 
+/* What the child says, to the operation that waits for it. */
 static void
-action_has_ended(Saga *saga, const ChildReport *report)
+take_report(Saga *saga, const ChildReport *report)
 {
-	SagaOutcome revoked = {.kind = SAGA_OUTCOME_REVOKED};
+	const SagaTask *task = &report->task;
+	SagaOutcome outcome;
 
-	if (report->refused)
-		return;					/* it goes on, and reports again */
-	if (report->status == SAGA_STATUS_HELD ||
-		report->status == SAGA_STATUS_COMPLETED)
-		succeed(saga, &report->task, report->result);
-	else if (report->status == SAGA_STATUS_COMPENSATED &&
-			 saga_record_op(saga, &report->task)->cancelled)
-		(void) saga_record_outcome(saga, &report->task, &revoked);
-	else
-		fail(saga, &report->task, ERRCODE_SAGA_CHILD_FAILED,
-					  psprintf("child saga %lld was %s",
-							   (long long) report->id,
-							   saga_status_name(report->status)),
-					  report->cause, NULL);
-}
-
-static void
-compensation_has_ended(Saga *saga, const ChildReport *report)
-{
-	if (report->status == SAGA_STATUS_COMPENSATED)
-		succeed(saga, &report->task, NULL);
-	else if (report->refused || saga_status_is_final(report->status))
-		fail_for_good(saga, &report->task, ERRCODE_SAGA_CHILD_FAILED,
-					  report->refused ?
-					  psprintf("child saga %lld cannot go back",
-							   (long long) report->id) :
-					  psprintf("child saga %lld was %s",
-							   (long long) report->id,
-							   saga_status_name(report->status)),
-					  report->refused ? "Its pivot has succeeded." : NULL,
-					  "Undo it by hand, then use saga.skip().");
+	if (saga_child_outcome(&report->said, task->operation,
+						   saga_record_op(saga, task)->cancelled, NULL,
+						   &outcome) &&
+		!saga_record_outcome(saga, task, &outcome))
+		elog(ERROR, "the machine refused what child saga %lld of saga %lld reports",
+			 (long long) report->said.id, (long long) saga->ref.id);
 }
 
 const char *
@@ -1057,15 +1029,11 @@ saga_kind_child_ended(Saga *saga, const SagaMessage *message)
 	for (int i = 0; i < SAGA_NOPERATION; i++)
 	{
 		report.task.operation = (SagaOperation) i;
-		if (saga_record_op(saga, &report.task)->status != SAGA_OP_RUNNING)
-			continue;
-		if (i == SAGA_OPERATION_ACTION)
-			action_has_ended(saga, &report);
-		else if (i == SAGA_OPERATION_COMPENSATION)
-			compensation_has_ended(saga, &report);
-		else if (saga_status_is_final(report.status))
-			succeed(saga, &report.task, NULL);
-		break;
+		if (saga_record_op(saga, &report.task)->status == SAGA_OP_RUNNING)
+		{
+			take_report(saga, &report);
+			break;
+		}
 	}
 	return "done";
 }
@@ -1081,6 +1049,8 @@ saga_kind_recall(Saga *saga)
 	{
 		case SAGA_VERDICT_APPLIED:
 			error = saga_record_make_error(ERRCODE_SAGA_CANCELLED,
+										   saga->parent_id == SAGA_FAR_PARENT ?
+										   "its parent, a saga of another database, goes back" :
 										   psprintf("its parent, saga %lld, goes back",
 													(long long) saga->parent_id),
 										   NULL);
@@ -1116,8 +1086,16 @@ static bool
 may_need_release(const Saga *saga, int step, int element)
 {
 	const SagaElementState *state = &saga->state.steps[step].elements[element];
+	const SagaOpState *action = &state->op[SAGA_OPERATION_ACTION];
 
-	if (saga->ops[step][element][SAGA_OPERATION_ACTION].child_id == 0)
+	if (saga->definition->steps[step].server != NULL)
+	{
+		/* which one it is, is known there */
+		if (action->status != SAGA_OP_RUNNING &&
+			action->status != SAGA_OP_SUCCEEDED && !action->unknown)
+			return false;
+	}
+	else if (saga->ops[step][element][SAGA_OPERATION_ACTION].child_id == 0)
 		return false;
 	return state->op[SAGA_OPERATION_COMPENSATION].status != SAGA_OP_SUCCEEDED &&
 		state->op[SAGA_OPERATION_CONFIRMATION].status != SAGA_OP_SUCCEEDED;
@@ -1150,13 +1128,65 @@ release_children(const Saga *saga)
 		release_forgotten(saga);
 	for (int step = 0; step < saga->state.nsteps; step++)
 	{
-		if (saga->definition->steps[step].kind != SAGA_KIND_CHILD)
+		if (saga->definition->steps[step].kind != SAGA_KIND_CHILD ||
+			saga->definition->steps[step].server != NULL)
 			continue;
 		for (int i = 0; i < saga->state.steps[step].nelements; i++)
 			if (may_need_release(saga, step, i))
 				(void) saga_store_post_to(saga->ops[step][i][SAGA_OPERATION_ACTION].child_id,
 										  "release", NULL, -1, NULL);
 	}
+}
+
+/* Was there a round before the present one, which memory does not know? */
+static bool
+has_earlier_rounds(const Saga *saga)
+{
+	if (!saga->definition->rules.has_savepoints)
+		return false;
+	for (int step = 0; step < saga->state.nsteps; step++)
+		if (saga->state.recoveries[step] > 0)
+			return true;
+	return false;
+}
+
+/* Are there, maybe, children of this step that are to be let go? */
+static bool
+step_may_need_release(const Saga *saga, int step)
+{
+	if (saga->broken != NULL || has_earlier_rounds(saga))
+		return true;
+	for (int i = 0; i < saga->state.steps[step].nelements; i++)
+		if (may_need_release(saga, step, i))
+			return true;
+	return false;
+}
+
+/* Likewise of children in other databases: once for each server, since all of
+ * them are known there. */
+static void
+release_far_children(const Saga *saga)
+{
+	const SagaDefinition *definition = saga->definition;
+	List	   *servers = NIL;
+
+	if (definition == NULL || !definition->has_remote)
+		return;
+	for (int step = 0; step < definition->rules.nsteps; step++)
+	{
+		const SagaQueue *queue;
+
+		if (!has_far_child(&definition->steps[step]) ||
+			!step_may_need_release(saga, step))
+			continue;
+		queue = &saga_server_queue(definition->steps[step].server,
+								   saga->role)->queue;
+		if (list_member_int(servers, queue->id))
+			continue;
+		servers = lappend_int(servers, queue->id);
+		saga_task_offer_release(saga, definition->steps[step].name, queue);
+	}
+	list_free(servers);
 }
 
 void
@@ -1167,6 +1197,7 @@ saga_kind_status_changed(Saga *saga)
 	if (saga_status_is_final(status))
 	{
 		release_children(saga);
+		release_far_children(saga);
 		if (saga->definition != NULL && saga->broken == NULL)
 			for_tasks_out(saga, withdraw_at_end);
 	}

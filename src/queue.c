@@ -356,10 +356,20 @@ report_undefined(const char *name)
 void
 saga_queue_check_participant(const SagaQueue *queue)
 {
-	const CachedQueue *cached = look_up_id(queue->id);
 	Oid			user = GetUserId();
+	const CachedQueue *cached;
 
 	Assert(!saga_owner_is_current());
+	if (saga_queue_is_servers(queue->id))
+	{
+		if (superuser_arg(user))
+			return;
+		ereport(ERROR,
+				errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				errmsg("permission denied for calls of server \"%s\"",
+					   queue->name));
+	}
+	cached = look_up_id(queue->id);
 	if (cached == NULL)
 		report_undefined(queue->name);
 	if (!is_owner(cached, user) && !is_granted(cached, user, true))

@@ -22,6 +22,10 @@ typedef struct SagaQueue
 	SagaBreaker breaker;
 } SagaQueue;
 
+/* Is this the id of a queue of calls of a server?  See server.h; the functions
+ * here know nothing of those but where it is said. */
+#define saga_queue_is_servers(id)	((id) < 0)
+
 /* NULL if there is none. */
 extern SagaQueue *saga_queue_find(const char *name);
 extern SagaQueue *saga_queue_find_by_id(int32 id);
@@ -45,7 +49,8 @@ extern void saga_queue_use_in_definition(const char *name);
 extern bool saga_queue_may_offer(const SagaQueue *queue, Oid role);
 
 /* Raise 42501 unless the current user may take tasks of the queue: has the
- * privileges of its owner, or was granted "participate". */
+ * privileges of its owner, or was granted "participate".  Of a server only the
+ * courier, or another superuser, may. */
 extern void saga_queue_check_participant(const SagaQueue *queue);
 
 /* May the current user see how a queue does: as its owner, by any grant, or as

@@ -239,7 +239,7 @@ record_failure(Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 		return false;
 	keep_failure(saga, task, round, event.passing, outcome);
 	/* what others do, in their own processes, says nothing about ours */
-	if (saga->definition->steps[task->step].kind != SAGA_KIND_EXTERNAL)
+	if (!saga_step_has_tasks(&saga->definition->steps[task->step]))
 		saga->suspect = outcome->timed_out ||
 			outcome->kind == SAGA_OUTCOME_LOST;
 	return true;

@@ -168,9 +168,11 @@ typedef struct NewSaga
 	TimestampTz start_at;		/* 0 = at once */
 	TimestampTz deadline;		/* 0 = none */
 	const char *traceparent;
-	const Saga *parent;			/* NULL = none */
+	const Saga *parent;			/* NULL = none in this database */
 	int			parent_step;
 	int			parent_element;
+	bool		has_far_parent; /* it has one in another, and ... */
+	int			depth;			/* ... so many sagas are above it */
 } NewSaga;
 
 static SagaStatement claim_key = {
@@ -301,7 +303,9 @@ insert_saga(const NewSaga *new)
 	values[SAGA_TOKEN] = UUIDPGetDatum(&token);
 	values[SAGA_COORDINATOR] = UUIDPGetDatum(&names->coordinator);
 	values[SAGA_ROLE] = ObjectIdGetDatum(role);
-	put_id(values, nulls, SAGA_PARENT_ID, new->parent ? new->parent->ref.id : 0);
+	put_id(values, nulls, SAGA_PARENT_ID,
+		   new->parent ? new->parent->ref.id :
+		   new->has_far_parent ? SAGA_FAR_PARENT : 0);
 	put_id(values, nulls, SAGA_ROOT_ID, new->parent ? new->parent->root_id : 0);
 	values[SAGA_DEFINITION_ID] = Int32GetDatum(new->definition->id);
 	values[SAGA_TURN] = Int32GetDatum(0);
@@ -315,7 +319,8 @@ insert_saga(const NewSaga *new)
 	values[SAGA_GOAL] = Int16GetDatum(-1);
 	values[SAGA_PARENT_STEP] = Int16GetDatum(new->parent_step);
 	nulls[SAGA_PARENT_STEP] = new->parent == NULL;
-	values[SAGA_DEPTH] = Int16GetDatum(new->parent ? new->parent->depth + 1 : 0);
+	values[SAGA_DEPTH] = Int16GetDatum(new->parent ? new->parent->depth + 1 :
+									   new->depth);
 	values[SAGA_BACKWARD] = BoolGetDatum(false);
 	values[SAGA_SUSPECT] = BoolGetDatum(false);
 	values[SAGA_RELEASED] = BoolGetDatum(false);
@@ -333,6 +338,18 @@ insert_saga(const NewSaga *new)
 	saga_wake_at_commit(role, new->id, names->slot, new->definition->id, false);
 }
 
+static void
+require_no_copy(void)
+{
+	look_up_names();
+	if (saga_tables_is_copy())
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("cannot begin a saga in a copy of a database"),
+				errdetail("This database was made from the files of another one, whose sagas it must not run."),
+				errhint("CALL saga.adopt() makes it a coordinator of its own."));
+}
+
 int64
 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 				 const char *key, TimestampTz start_at, TimestampTz deadline,
@@ -347,13 +364,7 @@ saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 		.traceparent = traceparent
 	};
 
-	look_up_names();
-	if (saga_tables_is_copy())
-		ereport(ERROR,
-				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				errmsg("cannot begin a saga in a copy of a database"),
-				errdetail("This database was made from the files of another one, whose sagas it must not run."),
-				errhint("CALL saga.adopt() makes it a coordinator of its own."));
+	require_no_copy();
 	new.id = nextval_internal(names->id_sequence, false);
 	if (key != NULL)
 	{
@@ -388,6 +399,26 @@ saga_store_begin_child(const Saga *parent, int step, int element,
 	(void) saga_tables_push_snapshot();
 	insert_saga(&new);
 	PopActiveSnapshot();
+	return new.id;
+}
+
+int64
+saga_store_begin_far_child(const SagaDefinition *definition, Jsonb *input,
+						   TimestampTz deadline, const char *traceparent,
+						   int depth)
+{
+	NewSaga		new = {
+		.definition = definition,
+		.input = input,
+		.deadline = deadline,
+		.traceparent = traceparent,
+		.has_far_parent = true,
+		.depth = depth
+	};
+
+	require_no_copy();
+	new.id = nextval_internal(names->id_sequence, false);
+	insert_saga(&new);
 	return new.id;
 }
 
@@ -616,7 +647,7 @@ read_saga(TupleTableSlot *slot)
 	saga->parent_step = saga->parent_element = -1;
 	saga->root_id = saga->ref.id;
 	saga->depth = DatumGetInt16(values[SAGA_DEPTH]);
-	if (saga->parent_id != 0)
+	if (saga->parent_id > 0)
 	{
 		saga->parent_step = DatumGetInt16(values[SAGA_PARENT_STEP]);
 		saga->parent_element = DatumGetInt32(values[SAGA_PARENT_ELEMENT]);
@@ -2081,7 +2112,6 @@ saga_store_post_to(int64 saga_id, const char *kind, const char *step,
 	SagaTable  *table;
 	bool		found;
 
-	Assert(GetCurrentTransactionNestLevel() == 1);
 	look_up_names();
 	CommandCounterIncrement();	/* it may have been begun just now */
 	table = find_row(&tables, saga_tables_push_snapshot(), saga_id);
@@ -2368,7 +2398,9 @@ saga_store_find_messages(Oid role, int64 after, SagaRef *refs, int max)
 /* No more than are asked for are read, wherever that is: those that are taken
  * are gone the next time. */
 static SagaStatement find_answered = {
-	"SELECT DISTINCT e.saga_id, e.slot FROM saga.queue q CROSS JOIN LATERAL"
+	"SELECT DISTINCT e.saga_id, e.slot"
+	" FROM (SELECT id FROM saga.queue UNION ALL"
+	"       SELECT id FROM saga.server_role WHERE role = $1) q CROSS JOIN LATERAL"
 	" (SELECT t.saga_id, t.slot FROM saga.task t"
 	"  WHERE t.queue_id = q.id AND t.claimed AND t.at IS NOT NULL"
 	"  AND t.outcome IS NOT NULL AND t.role = $1"

@@ -92,6 +92,10 @@ typedef struct SagaBranch
 								 * it may not even be loaded, or be broken */
 } SagaBranch;
 
+/* parent_id of a saga whose parent is one of another database: see farparent.h.
+ * The script knows it too. */
+#define SAGA_FAR_PARENT		(-1)
+
 /* A saga in memory: what its row and the rows of its steps say. */
 typedef struct Saga
 {
@@ -111,7 +115,7 @@ typedef struct Saga
 	const char *traceparent;	/* may be NULL */
 	Jsonb	   *input;
 	int64		parent_id;		/* 0 = none */
-	int			parent_step;
+	int			parent_step;	/* -1 if it is none of this database */
 	int			parent_element;
 	int64		root_id;		/* of the tree; its own if it has no parent */
 	int			depth;			/* how many sagas are above it */
@@ -230,6 +234,12 @@ extern int64 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 extern int64 saga_store_begin_child(const Saga *parent, int step, int element,
 									const SagaDefinition *definition,
 									Jsonb *input, TimestampTz deadline);
+
+/* Likewise for the child of a saga of another database, which has so many sagas
+ * above it: in the caller's transaction. */
+extern int64 saga_store_begin_far_child(const SagaDefinition *definition,
+										Jsonb *input, TimestampTz deadline,
+										const char *traceparent, int depth);
 
 /* The saga of a definition that has this key; 0 = none. */
 extern int64 saga_store_find_key(const char *definition, const char *key);

@@ -23,11 +23,14 @@
 #define MAX_PAYLOAD		((Size) 100 * 1024 * 1024)
 
 bool
-saga_task_is_too_large(const Saga *saga, const SagaTask *task)
+saga_task_is_too_large(const Saga *saga, const SagaTask *task,
+					   const Jsonb *input)
 {
 	const SagaRules *rules = &saga->definition->rules;
-	Size		size = VARSIZE_ANY(saga->input);
+	Size		size = VARSIZE_ANY(input != NULL ? input : saga->input);
 
+	if (saga->definition->steps[task->step].kind == SAGA_KIND_CHILD)
+		return size > MAX_PAYLOAD;
 	for (int i = 0; i <= task->step; i++)
 		if (saga->results[i] != NULL &&
 			(i == task->step || saga_rules_is_before(rules, i, task->step)))
@@ -35,8 +38,10 @@ saga_task_is_too_large(const Saga *saga, const SagaTask *task)
 	return size > MAX_PAYLOAD;
 }
 
-int64
-saga_task_offer(const Saga *saga, const SagaTask *task, const SagaQueue *queue)
+/* What the row of a task says; returns its id. */
+static int64
+add_row(const Saga *saga, const SagaQueue *queue, const char *step, int element,
+		int round, SagaOperation operation, int attempt, const Jsonb *input)
 {
 	const SagaNames *names = saga_tables_names();
 	TimestampTz now = GetCurrentTimestamp();
@@ -54,25 +59,61 @@ saga_task_offer(const Saga *saga, const SagaTask *task, const SagaQueue *queue)
 	saga_taskrow_set(&row, TASK_QUEUE_ID, Int32GetDatum(queue->id));
 	saga_taskrow_set(&row, TASK_DEFINITION_ID,
 					 Int32GetDatum(saga->definition_id));
-	saga_taskrow_set(&row, TASK_ELEMENT, Int32GetDatum(task->element));
-	saga_taskrow_set(&row, TASK_ATTEMPT, Int32GetDatum(task->attempt));
+	saga_taskrow_set(&row, TASK_ELEMENT, Int32GetDatum(element));
+	saga_taskrow_set(&row, TASK_ATTEMPT, Int32GetDatum(attempt));
 	saga_taskrow_set(&row, TASK_EXTENSIONS, Int32GetDatum(0));
 	saga_taskrow_set(&row, TASK_OPERATION,
-			  ObjectIdGetDatum(names->operation[task->operation]));
-	saga_taskrow_set(&row, TASK_ROUND,
-			  Int16GetDatum(saga_machine_round(&saga->definition->rules,
-											   &saga->state, task->step)));
+			  ObjectIdGetDatum(names->operation[operation]));
+	saga_taskrow_set(&row, TASK_ROUND, Int16GetDatum(round));
 	saga_taskrow_set(&row, TASK_SLOT, Int16GetDatum(saga->ref.slot));
 	saga_taskrow_set(&row, TASK_CLAIMED, BoolGetDatum(false));
 	saga_taskrow_set(&row, TASK_CANCELLED, BoolGetDatum(false));
-	saga_taskrow_set(&row, TASK_STEP,
-			  CStringGetTextDatum(saga->definition->steps[task->step].name));
+	saga_taskrow_set(&row, TASK_STEP, CStringGetTextDatum(step));
+	if (input != NULL)
+		saga_taskrow_set(&row, TASK_INPUT, PointerGetDatum(input));
 	table = saga_table_open(SAGA_TABLE_TASK, 0, RowExclusiveLock);
 	saga_table_insert(table, row.values, row.nulls);
 	saga_table_close(table);
 	ForceSyncCommit();
 	saga_qstate_offered(queue->id, queue->name, 1);
 	return id;
+}
+
+static int
+round_of(const Saga *saga, const SagaTask *task)
+{
+	return saga_machine_round(&saga->definition->rules, &saga->state,
+							  task->step);
+}
+
+int64
+saga_task_offer(const Saga *saga, const SagaTask *task, const SagaQueue *queue,
+				const Jsonb *input)
+{
+	return add_row(saga, queue, saga->definition->steps[task->step].name,
+				   task->element, round_of(saga, task), task->operation,
+				   task->attempt, input);
+}
+
+/* Its element is as it is named there: -1 if the step is not foreach. */
+void
+saga_task_offer_recall(const Saga *saga, const SagaTask *task,
+					   const SagaQueue *queue)
+{
+	const SagaStep *step = &saga->definition->steps[task->step];
+
+	(void) add_row(saga, queue, step->name,
+				   step->foreach.text == NULL ? -1 : task->element,
+				   round_of(saga, task), SAGA_OPERATION_COMPENSATION,
+				   SAGA_TASKROW_ASIDE, NULL);
+}
+
+void
+saga_task_offer_release(const Saga *saga, const char *step,
+						const SagaQueue *queue)
+{
+	(void) add_row(saga, queue, step, -1, 0, SAGA_OPERATION_CONFIRMATION,
+				   SAGA_TASKROW_ASIDE, NULL);
 }
 
 static void

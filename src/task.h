@@ -17,12 +17,25 @@
 #include "queue.h"
 #include "store.h"
 
-/* Is there too much data for a participant to be given? */
-extern bool saga_task_is_too_large(const Saga *saga, const SagaTask *task);
+/* Is there too much data for a participant to be given?  "input" is as below. */
+extern bool saga_task_is_too_large(const Saga *saga, const SagaTask *task,
+								   const Jsonb *input);
 
-/* Offer an operation; returns the task's id.  The commit will be flushed. */
+/* Offer an operation; returns the task's id.  "input" is for a child, NULL = as
+ * it is without a function for it.  The commit will be flushed. */
 extern int64 saga_task_offer(const Saga *saga, const SagaTask *task,
-							 const SagaQueue *queue);
+							 const SagaQueue *queue, const Jsonb *input);
+
+/*
+ * Offer a task aside, for child sagas in another database (see taskrow.c): to
+ * ask the child that this action has begun to go back, or to let all of them go,
+ * that step's and others', since the saga has ended.  The second looks at
+ * nothing of the saga but its row.
+ */
+extern void saga_task_offer_recall(const Saga *saga, const SagaTask *task,
+								   const SagaQueue *queue);
+extern void saga_task_offer_release(const Saga *saga, const char *step,
+									const SagaQueue *queue);
 
 /* What is the matter with a task. */
 typedef enum SagaTaskState

@@ -2,8 +2,9 @@
  * taskrow.c
  *		Owns the rows of saga.task.
  *
- * A task is one attempt of an operation of an external step.  Its row is
- * written by the saga's executor, in the transaction that makes the operation
+ * A task is one attempt of an operation of an external step, or of one that is
+ * done in another database: then the courier is who claims and answers it.  Its
+ * row is written by the saga's executor, in the transaction that makes the operation
  * RUNNING; from then on it belongs to whoever has locked it:
  *
  *		ready		a participant claims it: it gets a lease token and a time,
@@ -21,6 +22,11 @@
  * Whoever ends a task tells the saga in the same transaction, by taking the
  * answer or by a message: either both are there after a crash or neither is.
  * A claim is flushed before anybody outside can act on it, and so is the offer.
+ *
+ * A task aside is no attempt: nobody waits for it.  It asks a child saga in
+ * another database to go back that its saga does not need any more, or lets all
+ * of them go that are there, since their parent has ended.  Who claims it ends
+ * it when that is done, and gives it back when it could not be.
  */
 #include "postgres.h"
 
@@ -32,6 +38,7 @@
 #include "utils/timestamp.h"
 
 #include "qstate.h"
+#include "server.h"
 #include "store.h"
 #include "taskrow.h"
 
@@ -103,6 +110,12 @@ saga_taskrow_is_open(const SagaTaskRow *row)
 }
 
 bool
+saga_taskrow_is_aside(const SagaTaskRow *row)
+{
+	return DatumGetInt32(row->values[TASK_ATTEMPT]) == SAGA_TASKROW_ASIDE;
+}
+
+bool
 saga_taskrow_has_answer(const SagaTaskRow *row)
 {
 	return !row->nulls[TASK_ANSWER];
@@ -153,8 +166,21 @@ saga_taskrow_end(SagaTaskTable *tasks, SagaTaskRow *row)
 	row->nulls[TASK_AT] = true;
 	row->nulls[TASK_ANSWER] = true;
 	row->nulls[TASK_PROGRESS] = true;
+	row->nulls[TASK_INPUT] = true;
 	saga_taskrow_write(tasks, row);
 	saga_qstate_ended();
+}
+
+const SagaQueue *
+saga_taskrow_queue(const SagaTaskRow *row)
+{
+	int32		id = DatumGetInt32(row->values[TASK_QUEUE_ID]);
+	SagaServerQueue *server;
+
+	if (!saga_queue_is_servers(id))
+		return saga_queue_find_by_id(id);
+	server = saga_server_queue_by_id(id);
+	return server == NULL ? NULL : &server->queue;
 }
 
 Jsonb *
@@ -209,6 +235,22 @@ saga_taskrow_expire(SagaTaskTable *tasks, SagaTaskRow *row)
 {
 	saga_taskrow_set_outcome(row, SAGA_TASKROW_EXPIRED);
 	saga_taskrow_end(tasks, row);
+}
+
+void
+saga_taskrow_give_back(SagaTaskTable *tasks, SagaTaskRow *row)
+{
+	/* what is tried without end stands behind the others */
+	saga_taskrow_set(row, TASK_AT, saga_taskrow_is_aside(row) ?
+					 TimestampTzGetDatum(GetCurrentTimestamp()) :
+					 row->values[TASK_OFFERED_AT]);
+	saga_taskrow_set(row, TASK_CLAIMED, BoolGetDatum(false));
+	row->nulls[TASK_LEASE_TOKEN] = true;
+	row->nulls[TASK_CLAIMED_AT] = true;
+	row->nulls[TASK_EXPIRES_AT] = true;
+	row->nulls[TASK_PARTICIPANT] = true;
+	row->nulls[TASK_PROGRESS] = true;
+	saga_taskrow_write(tasks, row);
 }
 
 void

@@ -9,6 +9,7 @@
 #define SAGA_TASKROW_H
 
 #include "outcome.h"
+#include "queue.h"
 #include "shared.h"
 #include "tables.h"
 
@@ -16,6 +17,9 @@
 #define SAGA_TASKROW_ANSWERED	"answered"
 #define SAGA_TASKROW_EXPIRED	"expired"
 #define SAGA_TASKROW_WITHDRAWN	"withdrawn"
+
+/* The attempt of a task that is none: see taskrow.c. */
+#define SAGA_TASKROW_ASIDE	0
 
 /* A row that was locked, to be changed. */
 typedef struct SagaTaskRow
@@ -59,6 +63,9 @@ extern bool saga_taskrow_has_answer(const SagaTaskRow *row);
 extern bool saga_taskrow_has_outcome(const SagaTaskRow *row,
 									 const char *outcome);
 
+/* It is no attempt of an operation. */
+extern bool saga_taskrow_is_aside(const SagaTaskRow *row);
+
 /* A column; NULL or 0 if it is null. */
 extern const char *saga_taskrow_text(const SagaTaskRow *row, int column);
 extern TimestampTz saga_taskrow_time(const SagaTaskRow *row, int column);
@@ -73,6 +80,12 @@ extern void saga_taskrow_set_outcome(SagaTaskRow *row, const char *outcome);
 extern void saga_taskrow_end(SagaTaskTable *tasks, SagaTaskRow *row);
 extern void saga_taskrow_withdraw(SagaTaskTable *tasks, SagaTaskRow *row);
 extern void saga_taskrow_expire(SagaTaskTable *tasks, SagaTaskRow *row);
+
+/* Store that nobody has claimed it. */
+extern void saga_taskrow_give_back(SagaTaskTable *tasks, SagaTaskRow *row);
+
+/* The queue it stands in, of participants or of a server; NULL if that is gone. */
+extern const SagaQueue *saga_taskrow_queue(const SagaTaskRow *row);
 
 /* The saga it is of. */
 extern SagaRef saga_taskrow_saga(const SagaTaskRow *row);

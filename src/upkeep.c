@@ -34,8 +34,12 @@
 #define MAX_PURGED		1000
 #define MAX_PURGE_LOOK	20000
 
+/* Those of participants and of servers. */
+#define QUEUES \
+	"(SELECT id FROM saga.queue UNION ALL SELECT id FROM saga.server_role) q"
+
 #define EXPIRED_OF_QUEUES(condition) \
-	"SELECT e.id FROM saga.queue q CROSS JOIN LATERAL" \
+	"SELECT e.id FROM " QUEUES " CROSS JOIN LATERAL" \
 	" (SELECT t.id, t.at FROM saga.task t" \
 	"  WHERE t.queue_id = q.id AND t.claimed AND t.at IS NOT NULL AND " condition \
 	"  AND (SELECT s.coordinator FROM saga.saga s" \
@@ -51,16 +55,20 @@ static SagaStatement find_forgotten = {
 	3, {TIMESTAMPTZOID, UUIDOID, TIMESTAMPTZOID}, NULL
 };
 static SagaStatement find_next_end = {
-	"SELECT pg_catalog.min(e.at) FROM saga.queue q CROSS JOIN LATERAL"
+	"SELECT pg_catalog.min(e.at) FROM " QUEUES " CROSS JOIN LATERAL"
 	" (SELECT t.at FROM saga.task t"
 	"  WHERE t.queue_id = q.id AND t.claimed AND t.at > $1"
 	"  ORDER BY t.at LIMIT 1) e",
 	1, {TIMESTAMPTZOID}, NULL
 };
+/* What a courier has claimed it may have left behind. */
 static SagaStatement find_ready_queues = {
 	"SELECT q.id, q.name FROM saga.queue q"
 	" WHERE EXISTS (SELECT FROM saga.task t"
-	"  WHERE t.queue_id = q.id AND NOT t.claimed AND t.at IS NOT NULL)",
+	"  WHERE t.queue_id = q.id AND NOT t.claimed AND t.at IS NOT NULL)"
+	" UNION ALL SELECT r.id, r.server FROM saga.server_role r"
+	" WHERE EXISTS (SELECT FROM saga.task t"
+	"  WHERE t.queue_id = r.id AND t.at IS NOT NULL)",
 	0, {0}, NULL
 };
 
@@ -112,10 +120,16 @@ next_end(TimestampTz now)
 static void
 end_lease(SagaTaskTable *tasks, SagaTaskRow *row)
 {
-	const SagaQueue *queue =
-		saga_queue_find_by_id(DatumGetInt32(row->values[TASK_QUEUE_ID]));
+	const SagaQueue *queue = saga_taskrow_queue(row);
 	SagaOutcome outcome;
 
+	if (saga_taskrow_is_aside(row))
+	{
+		saga_taskrow_give_back(tasks, row);
+		if (queue != NULL)
+			saga_qstate_offered(queue->id, queue->name, 0);
+		return;
+	}
 	saga_task_lease_outcome(saga_taskrow_text(row, TASK_PARTICIPANT), &outcome);
 	saga_taskrow_send(tasks, row, saga_taskrow_make_answer(row, &outcome));
 	saga_taskrow_expire(tasks, row);
