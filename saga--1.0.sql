@@ -445,7 +445,7 @@ CREATE TABLE saga.server_role (
     saga_version text,
     purged_at    timestamptz,
     CONSTRAINT server_role_pkey PRIMARY KEY (id),
-    CONSTRAINT server_role_key UNIQUE (server, role_name)
+    CONSTRAINT server_role_key UNIQUE (server, role)
 );
 COMMENT ON TABLE saga.server_role IS 'one row per foreign server and role whose sagas have called it: the queue of their calls; its ids are negative, so that none is a queue''s';
 COMMENT ON COLUMN saga.server_role.once IS 'is the extension there, so that each call has its effect once? NULL = nobody has been there yet';
@@ -453,14 +453,13 @@ COMMENT ON COLUMN saga.server_role.saga_version IS 'of the extension there, when
 COMMENT ON COLUMN saga.server_role.purged_at IS 'when it was last told which sagas it may forget';
 
 CREATE TABLE saga.server_mark (
-    role_name    text NOT NULL,
     taken_at     timestamptz NOT NULL,
     before       timestamptz NOT NULL,
     kept         uuid[] NOT NULL,
-    CONSTRAINT server_mark_pkey PRIMARY KEY (role_name, taken_at)
+    CONSTRAINT server_mark_pkey PRIMARY KEY (taken_at)
 );
 COMMENT ON TABLE saga.server_mark IS 'what was final at some time, day by day: when these are older than their retention, servers are told that they may forget them';
-COMMENT ON COLUMN saga.server_mark.before IS 'the sagas of the role that were begun before then were final, ...';
+COMMENT ON COLUMN saga.server_mark.before IS 'the sagas that were begun before then were final, ...';
 COMMENT ON COLUMN saga.server_mark.kept IS '... but for these, by their tokens';
 
 CREATE TABLE saga.barrier (
@@ -1444,13 +1443,16 @@ CREATE VIEW saga.definition_steps WITH (security_barrier) AS
                (e.step ->> 'total_timeout')::double precision)) AS total_timeout,
            e.step ->> 'server' AS server,
            CASE WHEN e.step ->> 'kind' = 'remote' THEN
-               (SELECT CASE WHEN r.once THEN 'once' ELSE 'at least once' END
-                FROM saga.server_role r
-                WHERE r.server = e.step ->> 'server' AND r.once IS NOT NULL
-                ORDER BY r.role_name = d.owner_name DESC, r.once LIMIT 1) END AS guarantee
+               CASE COALESCE(mine.once, any_role.once)
+                    WHEN true THEN 'once' WHEN false THEN 'at least once' END END AS guarantee
     FROM saga.definition_version v
     JOIN saga.definition d ON d.name = v.name
     CROSS JOIN LATERAL pg_catalog.jsonb_array_elements(v.steps) WITH ORDINALITY e(step, n)
+    LEFT JOIN saga.server_role mine
+        ON mine.server = e.step ->> 'server' AND mine.role_name = d.owner_name
+    LEFT JOIN (SELECT r.server, pg_catalog.bool_and(r.once) AS once
+               FROM saga.server_role r GROUP BY r.server) any_role
+        ON any_role.server = e.step ->> 'server'
     WHERE (pg_catalog.pg_has_role(d.owner, 'USAGE')
            AND d.owner_name = pg_catalog.pg_get_userbyid(d.owner))
        OR EXISTS (SELECT FROM saga.definition_grant g

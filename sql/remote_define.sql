@@ -257,7 +257,7 @@ SELECT saga.define('remdef_down', saga.remote_step('ship', 'remdef_nowhere', 'wh
 SELECT count(saga.begin('remdef_down')) FROM generate_series(1, 20);
 SELECT min(saga_id) AS id FROM saga.sagas WHERE definition = 'remdef_down' \gset
 SELECT saga_test.wait_until('EXISTS (SELECT FROM saga.steps s JOIN saga.sagas USING (saga_id) WHERE definition = ''remdef_down'' AND s.waiting_for ~ '
-    '''^server remdef_nowhere, for wh.ship, since [^;]+; (it cannot be reached, next try at|its breaker is open until) [^:]+:[^:]+:[^:]+: could not connect to server "remdef_nowhere"'')',
+    '''^server remdef_nowhere, for wh.ship, since [^;]+; (it cannot be reached, next try at|its breaker is open until) [^:]+:[^:]+:[^:]+: .*Connection refused$'')',
     'a reason', :id);
 SELECT saga_test.wait_until('EXISTS (SELECT FROM saga.attempts JOIN saga.sagas USING (saga_id) WHERE definition = ''remdef_down'')', 'an attempt', :id);
 SELECT DISTINCT a.outcome, a.passing, a.sqlstate, a.message FROM saga.attempts a JOIN saga.sagas USING (saga_id) WHERE definition = 'remdef_down';

@@ -125,7 +125,8 @@ accept_again(const SagaTaskRow *row, const SagaOutcome *answer)
 }
 
 static void
-extend_row(SagaTaskTable *tasks, SagaTaskRow *row, SagaTaskRequest *request)
+extend_row(SagaTaskTable *tasks, SagaTaskRow *row, const SagaQueue *queue,
+		   SagaTaskRequest *request)
 {
 	TimestampTz until = request->lease == SAGA_TASK_NO_END ? DT_NOEND :
 		GetCurrentTimestamp() + request->lease;
@@ -141,6 +142,9 @@ extend_row(SagaTaskTable *tasks, SagaTaskRow *row, SagaTaskRequest *request)
 	request->lease_until = until;
 	request->cancelled = DatumGetBool(row->values[TASK_CANCELLED]);
 	saga_qstate_lease(until);
+	/* a server that has begun a child is well, however long that takes */
+	if (saga_queue_is_servers(queue->id))
+		saga_qstate_answered(queue->id, queue->name, &queue->breaker, 1, 0, 0);
 }
 
 /* Nobody needs it any more: the saga is told that it was not begun. */
@@ -183,7 +187,7 @@ act_on_row(SagaTaskTable *tasks, SagaTaskRow *row, const SagaQueue *queue,
 			answer_row(tasks, row, queue, request);
 			break;
 		case SAGA_TASK_EXTEND:
-			extend_row(tasks, row, request);
+			extend_row(tasks, row, queue, request);
 			break;
 		case SAGA_TASK_RELEASE:
 			release_row(tasks, row, queue);

@@ -77,7 +77,7 @@ result_of(const Saga *saga)
 }
 
 Jsonb *
-saga_child_make_report(const Saga *child, bool refused)
+saga_child_make_report(const Saga *child, bool refused, Jsonb *result)
 {
 	SagaJsonWriter writer = NULL;
 
@@ -88,10 +88,11 @@ saga_child_make_report(const Saga *child, bool refused)
 						 saga_status_name(child->state.status));
 	if (refused)
 		saga_json_put_bool(&writer, "refused", true);
-	if (child->definition != NULL && child->results != NULL &&
-		(child->state.status == SAGA_STATUS_HELD ||
-		 child->state.status == SAGA_STATUS_COMPLETED))
-		saga_json_put_jsonb(&writer, "result", result_of(child));
+	if (child->definition != NULL && child->results != NULL)
+		result = result_of(child);
+	if (child->state.status == SAGA_STATUS_HELD ||
+		child->state.status == SAGA_STATUS_COMPLETED)
+		saga_json_put_jsonb(&writer, "result", result);
 	saga_json_put_jsonb(&writer, "cause", child->cause);
 	return saga_json_finish_object(&writer);
 }

@@ -39,7 +39,9 @@ typedef struct SagaChildReport
 	const char *cause;			/* why it went back; may be NULL */
 } SagaChildReport;
 
-extern Jsonb *saga_child_make_report(const Saga *child, bool refused);
+/* "result" counts if the saga's own are not loaded; it may be NULL. */
+extern Jsonb *saga_child_make_report(const Saga *child, bool refused,
+									 Jsonb *result);
 
 /* False if it is not what saga_child_make_report() makes. */
 extern bool saga_child_read_report(JsonbContainer *object,

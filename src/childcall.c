@@ -171,9 +171,14 @@ static void
 report_again(const SagaFarChild *child)
 {
 	Saga	   *saga = saga_store_peek(child->id);
+	Jsonb	   *result = NULL;
 
-	if (saga != NULL && is_at_rest(saga->state.status))
-		saga_far_parent_report(child->id, saga_child_make_report(saga, false));
+	if (saga == NULL || !is_at_rest(saga->state.status))
+		return;
+	if (saga->state.status == SAGA_STATUS_COMPLETED)
+		result = saga_far_parent_result(child->id);
+	saga_far_parent_report(child->id,
+						   saga_child_make_report(saga, false, result));
 }
 
 /* Has it ended, with nothing done? */

@@ -218,6 +218,10 @@ is_wanted(const Claiming *claiming, const Saga *saga, const SagaTaskRow *row,
 
 	if (saga == NULL)
 		return NEVER;
+	/* the calls of a server's queue are one role's */
+	if (saga_queue_is_servers(claiming->queue->id) &&
+		saga->role != claiming->queue->owner)
+		return NOT_NOW;
 	if (saga_taskrow_is_aside(row))
 		return saga->foreign ? NOT_NOW : WANTED;
 	if (saga->ended)

@@ -126,6 +126,9 @@ static TimestampTz forgets_at = 0;
 /* Another database waits for this place: nothing more is claimed. */
 static bool is_leaving = false;
 
+/* Another process is to go on, which knows nothing of what was. */
+static bool begin_anew = false;
+
 /* Is the extension to be looked for again? */
 static bool check_extension = false;
 
@@ -182,6 +185,10 @@ load_queue(int32 id)
 		queues[nqueues++] = queue;
 		MemoryContextSwitchTo(old);
 	}
+	/* saga.adopt() has given it another role: nothing of the one before is to be
+	 * used for that */
+	if (found->role != saga_route_role(queue->route))
+		begin_anew = true;
 	queue->breaker = found->queue.breaker;
 	queue->paused = found->queue.paused;
 	queue->once = found->once == 1;
@@ -396,7 +403,7 @@ claim(Claiming *claiming, Queue *queue, int max)
 
 		if (load_queue(queue->id) != NULL)
 			found = saga_server_queue_by_id(queue->id);
-		if (found != NULL && !queue->paused)
+		if (found != NULL && !queue->paused && !begin_anew)
 		{
 			int			allowed = saga_qstate_allowance(queue->id,
 														&queue->breaker, max);
@@ -960,7 +967,8 @@ serve(Queue *queue, TimestampTz now)
 		look_up_target(queue);
 	if (now < saga_route_pauses_until(route) && saga_route_nready(route) == 0)
 		return;
-	if (queue->has_tasks && now >= queue->not_before && !is_leaving)
+	if (queue->has_tasks && now >= queue->not_before && !is_leaving &&
+		!begin_anew)
 		claim_and_send(queue, now);
 	send_forget(queue, now);
 	saga_follow_work(queue->follow, now);
@@ -1000,6 +1008,12 @@ serve_error(Queue *queue)
 			SagaCall   *call = dlist_container(SagaCall, node,
 											   dlist_pop_head_node(&waiting));
 
+			/* a child goes on meanwhile: as long as the lease lasts */
+			if (call->kind == SAGA_CALL_CHILD)
+			{
+				saga_route_ask_again(queue->route, call);
+				continue;
+			}
 			refuse(call, error, true);
 			dlist_push_tail(&done, &call->node);
 		}
@@ -1307,7 +1321,7 @@ work(MemoryContext turn_context)
 			is_leaving = true;
 
 		now = GetCurrentTimestamp();
-		if (is_leaving && !in_flight())
+		if ((is_leaving && !in_flight()) || begin_anew)
 		{
 			saga_courier_want(SAGA_COURIER_ALL);
 			return;

@@ -109,6 +109,10 @@ static SagaStatement forget = {
 	" DELETE FROM saga.child_report r USING g WHERE r.saga_id = g.saga_id",
 	5, {UUIDOID, TEXTOID, TIMESTAMPTZOID, UUIDARRAYOID, INT8OID}, NULL
 };
+static SagaStatement find_result = {
+	"SELECT s.result FROM saga.sagas s WHERE s.saga_id = $1",
+	1, {INT8OID}, NULL
+};
 static SagaStatement read_reports = {
 	"SELECT r.id, p.token::pg_catalog.text, p.step, p.element, p.round, p.attempt,"
 	" r.report"
@@ -313,6 +317,7 @@ wake_followers(XactEvent event, void *arg)
 {
 	static const int64 id = SAGA_FAR_REPORTS;
 
+	(void) arg;
 	if (!has_reported)
 		return;
 	if (event == XACT_EVENT_COMMIT)
@@ -338,6 +343,29 @@ saga_far_parent_report(int64 saga_id, Jsonb *report)
 		RegisterXactCallback(wake_followers, NULL);
 	registered = true;
 	has_reported = true;
+}
+
+Jsonb *
+saga_far_parent_result(int64 saga_id)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	Datum		value = Int64GetDatum(saga_id);
+	SagaOwnerSwitch owner;
+	Jsonb	   *result = NULL;
+	bool		isnull = true;
+
+	saga_owner_enter(&owner);
+	if (saga_statement_run(&find_result, &value, NULL, false, 1) > 0)
+		value = saga_statement_datum(0, 1, &isnull);
+	if (!isnull)
+	{
+		MemoryContext own = MemoryContextSwitchTo(caller);
+
+		result = DatumGetJsonbPCopy(value);
+		MemoryContextSwitchTo(own);
+	}
+	saga_owner_leave(&owner);
+	return result;
 }
 
 /* The report without its result, if that makes it too large for the way. */

@@ -42,6 +42,10 @@ extern void saga_far_parent_move(const SagaBarrierCall *call,
  * waits for it is woken by the commit. */
 extern void saga_far_parent_report(int64 saga_id, Jsonb *report);
 
+/* The result of a child that has completed, whose saga is not loaded any more;
+ * NULL if there is none. */
+extern Jsonb *saga_far_parent_result(int64 saga_id);
+
 /* So many children are let go by one call; as long as it is so many there may be
  * more. */
 #define SAGA_MAX_LET_GO		1000

@@ -952,7 +952,7 @@ typedef struct ChildReport
 static void
 tell_parent(const Saga *saga, bool refused)
 {
-	Jsonb	   *report = saga_child_make_report(saga, refused);
+	Jsonb	   *report = saga_child_make_report(saga, refused, NULL);
 
 	if (saga->parent_id == SAGA_FAR_PARENT)
 		saga_far_parent_report(saga->ref.id, report);

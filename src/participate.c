@@ -166,8 +166,8 @@ saga_participate_mark(char *mark, const char *token, const char *step,
 	hash = add_to_hash(hash, step);
 	hash = add_to_hash(hash, numbers);
 	hash = add_to_hash(hash, operation);
-	snprintf(mark, SAGA_CALL_MARK_LENGTH, "saga call %016" INT64_MODIFIER "x",
-			 hash);
+	snprintf(mark, SAGA_CALL_MARK_LENGTH, "saga call %08x%08x",
+			 (uint32) (hash >> 32), (uint32) hash);
 }
 
 /* Errors say which operation they are of: the log here, and the caller, who

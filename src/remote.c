@@ -663,6 +663,10 @@ lose_calls(SagaConnection *connection, BreakReason reason, const char *words)
 
 	if (goodbye && head != NULL && !may_have_begun(item))
 		head = NULL;
+	else if (reason == BREAK_TIME_OVER && head == NULL &&
+			 !dlist_is_empty(&connection->sent))
+		head = dlist_container(Call, node,
+							   dlist_head_node(&connection->sent));
 	dlist_foreach_modify(iter, &connection->sent)
 	{
 		Call	   *call = dlist_container(Call, node, iter.cur);
@@ -778,18 +782,18 @@ fail_opening(SagaConnection *connection, const char *sqlstate,
 static void
 break_by_libpq(SagaConnection *connection)
 {
-	bool		said = connection->last_words != NULL;
-	const char *words = said ? connection->last_words :
-		PQerrorMessage(connection->conn);
+	char	   *words = connection->last_words;
 
+	/* What it says next is what it thinks of that. */
+	if (words == NULL)
+	{
+		words = keep_foreign_text(connection, PQerrorMessage(connection->conn));
+		words[strcspn(words, "\n")] = '\0';
+	}
 	if (connection->step == STEP_READY)
 		break_off(connection, BREAK_LOST, words);
 	else
-	{
-		char	   *copy = keep_foreign_text(connection, words);
-
-		fail_opening(connection, "08006", copy, true);
-	}
+		fail_opening(connection, "08006", words, true);
 }
 
 static void
@@ -1277,11 +1281,21 @@ send_sync(SagaConnection *connection)
 #endif
 }
 
-/* One statement that must work. */
-static bool
-send_quiet(SagaConnection *connection, const char *sql)
+/* What must work, around a call with this limit: it has no more time than that. */
+static Item *
+add_quiet(SagaConnection *connection, int64 limit)
 {
 	Item	   *item = add_item(connection, ITEM_QUIET, NULL);
+
+	if (limit != 0)
+		item->limit = Min(limit, QUIET_TIME);
+	return item;
+}
+
+static bool
+send_quiet(SagaConnection *connection, const char *sql, int64 limit)
+{
+	Item	   *item = add_quiet(connection, limit);
 
 	return send_statement(connection, item, sql, 0, NULL) &&
 		send_sync(connection);
@@ -1315,21 +1329,21 @@ send_session_timeout(SagaConnection *connection, int64 limit)
 	connection->session_timeout = limit;
 	snprintf(sql, sizeof(sql), "SET statement_timeout = %d",
 			 limit_milliseconds(limit));
-	return send_quiet(connection, sql);
+	return send_quiet(connection, sql, limit);
 }
 
 /* Leave the session to the next call as the role finds it. */
 static bool
-send_cleaning(SagaConnection *connection)
+send_cleaning(SagaConnection *connection, int64 limit)
 {
 	Item	   *item;
 
 	for (int i = 0; i < connection->nstatements; i++)
 		connection->statements[i].state = STATEMENT_UNPREPARED;
 	connection->session_timeout = connection->role_timeout;
-	if (!send_quiet(connection, "DISCARD ALL"))
+	if (!send_quiet(connection, "DISCARD ALL", limit))
 		return false;
-	item = add_item(connection, ITEM_QUIET, NULL);
+	item = add_quiet(connection, limit);
 	return send_settings(connection, item) && send_sync(connection);
 }
 
@@ -1454,7 +1468,7 @@ hand_over(SagaConnection *connection, Call *call)
 	else
 		good = send_transaction(connection, call);
 	if (good && !call->request.once)
-		good = send_cleaning(connection);
+		good = send_cleaning(connection, call->limit);
 	if (!good)
 	{
 		/* The Sync that would have it committed was not sent. */
@@ -1859,8 +1873,6 @@ complete_call(SagaConnection *connection, Call *call, TimestampTz now)
 {
 	SagaRemoteAnswer *answer = &call->answer;
 	SagaRemoteAnswerKind kind = SAGA_REMOTE_DONE;
-	int64		took = now - Max(call->sent_at, call->turn_at);
-
 	answer->answered_at = now;
 	answer->service = now - Max(call->sent_at + connection->info.round_trip,
 								call->turn_at);
@@ -1873,7 +1885,10 @@ complete_call(SagaConnection *connection, Call *call, TimestampTz now)
 			keep_foreign_text(connection,
 							  PQresultErrorField(call->error,
 												 PG_DIAG_CONSTRAINT_NAME));
-		answer->timed_out = call->limit != 0 && took >= call->limit &&
+
+		/* It began at the earliest when it was sent. */
+		answer->timed_out = call->limit != 0 &&
+			now - call->sent_at >= call->limit &&
 			strcmp(answer->error.sqlstate, "57014") == 0;
 	}
 	else if (call->result == NULL)

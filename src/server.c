@@ -5,8 +5,9 @@
  *
  * A row of saga.server_role is made by the first executor that offers a call of
  * its role to the server, in the saga's transaction: another one of that role
- * waits for that transaction, once.  The role is known by its name, as in a
- * dump; its OID follows it.  A row of saga.server is there only if somebody has
+ * waits for that transaction, once.  The role is known by its OID: one of the
+ * same name that is made later has a row of its own, and nothing of the other's.
+ * saga.adopt() gives the rows of a dump the OIDs of here.  A row of saga.server is there only if somebody has
  * changed a setting.
  *
  * As in queue.c every change sends a relation cache invalidation, for
@@ -92,8 +93,8 @@ static SagaStatement read_once = {
 };
 static SagaStatement insert_row = {
 	"INSERT INTO saga.server_role (server, role, role_name) VALUES ($1, $2, $3)"
-	" ON CONFLICT (server, role_name) DO UPDATE SET role = excluded.role"
-	" WHERE server_role.role <> excluded.role",
+	" ON CONFLICT (server, role) DO UPDATE SET role_name = excluded.role_name"
+	" WHERE server_role.role_name <> excluded.role_name",
 	3, {TEXTOID, OIDOID, TEXTOID}, NULL
 };
 static SagaStatement note_row = {
@@ -390,24 +391,25 @@ saga_server_wake(const char *server)
 /*
  * So many sagas that are not final are kept by name; with more of them in the
  * way less is forgotten.  A saga is seen a day after it was begun: its
- * transaction may not have ended before.
+ * transaction may not have ended before.  Of all roles: over there several may
+ * be the same.
  */
 static SagaStatement take_marks = {
-	"INSERT INTO saga.server_mark (role_name, taken_at, before, kept)"
-	" SELECT r.role_name, pg_catalog.now(),"
+	"INSERT INTO saga.server_mark (taken_at, before, kept)"
+	" SELECT pg_catalog.now(), m.before, m.kept"
+	" FROM (SELECT WHERE NOT EXISTS (SELECT FROM saga.server_mark m"
+	"   WHERE m.taken_at > pg_catalog.now() - '1 day'::pg_catalog.interval)"
+	"  AND EXISTS (SELECT FROM saga.server_role r WHERE r.once)) due"
+	" CROSS JOIN LATERAL (SELECT"
 	"  LEAST(pg_catalog.now() - '1 day'::pg_catalog.interval,"
-	"        pg_catalog.min(u.created_at) FILTER (WHERE u.n > 1000)),"
+	"        pg_catalog.min(u.created_at) FILTER (WHERE u.n > 1000)) AS before,"
 	"  COALESCE(pg_catalog.array_agg(u.token) FILTER (WHERE u.n <= 1000), '{}')"
-	" FROM (SELECT DISTINCT s.role, s.role_name FROM saga.server_role s"
-	"       WHERE s.once) r"
-	" LEFT JOIN LATERAL (SELECT s.created_at, s.token,"
-	"   pg_catalog.row_number() OVER (ORDER BY s.id) AS n"
-	"  FROM saga.saga s WHERE s.role = r.role AND s.due_at IS NOT NULL"
-	"  ORDER BY s.id LIMIT 1001) u ON true"
-	" WHERE NOT EXISTS (SELECT FROM saga.server_mark m"
-	"  WHERE m.role_name = r.role_name"
-	"  AND m.taken_at > pg_catalog.now() - '1 day'::pg_catalog.interval)"
-	" GROUP BY r.role_name",
+	"   AS kept"
+	"  FROM (SELECT s.created_at, s.token,"
+	"    pg_catalog.row_number() OVER (ORDER BY s.id) AS n"
+	"   FROM saga.saga s WHERE s.due_at IS NOT NULL"
+	"   AND s.role IN (SELECT r.role FROM saga.server_role r)"
+	"   ORDER BY s.id LIMIT 1001) u OFFSET 0) m",
 	0, {0}, NULL
 };
 
@@ -418,19 +420,17 @@ static SagaStatement take_marks = {
 /* The newest mark that is old enough. */
 #define OLD_MARK \
 	"(SELECT m.taken_at, m.before, m.kept FROM saga.server_mark m" \
-	"  WHERE m.role_name = r.role_name" \
-	"  AND m.taken_at < pg_catalog.now() - " LONGEST_RETENTION \
+	"  WHERE m.taken_at < pg_catalog.now() - " LONGEST_RETENTION \
 	"  ORDER BY m.taken_at DESC LIMIT 1) m"
 
 static SagaStatement drop_marks = {
-	"DELETE FROM saga.server_mark o USING saga.server_role r"
-	" CROSS JOIN LATERAL " OLD_MARK
-	" WHERE o.role_name = r.role_name AND o.taken_at < m.taken_at",
+	"DELETE FROM saga.server_mark o USING " OLD_MARK
+	" WHERE o.taken_at < m.taken_at",
 	0, {0}, NULL
 };
 static SagaStatement read_forgets = {
 	"SELECT r.id, m.before::pg_catalog.text, m.kept::pg_catalog.text"
-	" FROM saga.server_role r CROSS JOIN LATERAL " OLD_MARK
+	" FROM saga.server_role r CROSS JOIN " OLD_MARK
 	" WHERE r.once AND (r.purged_at IS NULL"
 	"  OR r.purged_at < pg_catalog.now() - '1 day'::pg_catalog.interval)",
 	0, {0}, NULL

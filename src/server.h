@@ -40,10 +40,9 @@ extern int	saga_server_list(int32 **ids);
 extern void saga_server_note(int32 id, bool once, const char *version);
 
 /*
- * Sagas that servers may forget.  Once a day it is noted for each role which of
- * its sagas are final; the coordinator does so, when it likes.  When a note is
- * older than the longest retention, the servers that the role has called are to
- * be told of it.
+ * Sagas that servers may forget.  Once a day it is noted which sagas are final;
+ * the coordinator does so, when it likes.  When a note is older than the longest
+ * retention, the servers that were called are to be told of it.
  */
 typedef struct SagaServerForget
 {

@@ -35,6 +35,9 @@ saga_session_pin(void)
 		{"plan_cache_mode", "auto"},
 		{"max_parallel_workers_per_gather", "0"},
 		{"jit", "off"},
+		{"DateStyle", "ISO, YMD"},
+		{"IntervalStyle", "postgres"},
+		{"TimeZone", "UTC"},
 	};
 
 	for (int i = 0; i < (int) lengthof(settings); i++)

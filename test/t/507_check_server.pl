@@ -91,6 +91,22 @@ $orders->safe_psql('postgres', "ALTER SERVER payments OPTIONS (SET host '127.0.0
 like(check('app', 'payments'), qr/^f 08001: .*SSL/, 'TLS where there is none');
 $orders->safe_psql('postgres', "ALTER SERVER payments OPTIONS (DROP sslmode)");
 
+SKIP:
+{
+	my $data = $warehouse->data_dir;
+
+	skip 'no openssl', 6
+	  if system_log('openssl', 'req', '-new', '-x509', '-days', '3', '-nodes', '-subj', '/CN=localhost', '-out', "$data/server.crt", '-keyout', "$data/server.key") != 0;
+	chmod 0600, "$data/server.key";
+	$warehouse->append_conf('postgresql.conf', 'ssl = on');
+	$warehouse->restart;
+	skip 'no TLS', 6 if $warehouse->safe_psql('postgres', 'SHOW ssl') ne 'on';
+	$orders->safe_psql('postgres', "ALTER SERVER warehouse OPTIONS (ADD sslmode 'verify-full', ADD sslrootcert '$data/server.crt')");
+	like(check('app', 'warehouse'), qr/^f 08001: .*server certificate for "localhost" does not match host name "127\.0\.0\.1"/, 'TLS to another than was meant');
+	$orders->safe_psql('postgres', "ALTER SERVER warehouse OPTIONS (SET host 'localhost')");
+	like(check('app', 'warehouse'), qr/^t once=false recovery=false$/, 'TLS');
+}
+
 # ---- what is not as usual
 
 $payments->safe_psql('postgres', "ALTER ROLE shop SET statement_timeout = '2s'; ALTER ROLE shop SET default_transaction_read_only = on; "
