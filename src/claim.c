@@ -332,6 +332,9 @@ claim_row(Claiming *claiming, const Saga *saga, const SagaTask *task,
 			saga_record_row(saga, task)->started_at;
 
 		end = Min(end, total);
+		/* what goes on over there when nobody waits for it cannot be undone */
+		claim.timeout = Max(1000, claim.timeout == 0 ? total - now :
+							Min(claim.timeout, total - now));
 	}
 	make_payload(saga, task, row, &claim);
 	give(claiming, row, &claim, now, Min(until, end), end);

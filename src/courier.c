@@ -1101,6 +1101,27 @@ take_marks(bool all, bool first)
 		take_over(queues[i], DT_NOBEGIN);
 }
 
+/* Has the clock been set back since the last turn?  Then nothing waits for what
+ * it showed before. */
+static void
+mend_times(void)
+{
+	static TimestampTz last = 0;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < last)
+	{
+		busy_until = 0;
+		for (int i = 0; i < nqueues; i++)
+		{
+			queues[i]->not_before = 0;
+			saga_route_mend_times(queues[i]->route);
+			saga_follow_mend_times(queues[i]->follow);
+		}
+	}
+	last = now;
+}
+
 /* Do all that can be done now; returns whether there is something to wait for. */
 static bool
 take_turn(bool first)
@@ -1115,6 +1136,7 @@ take_turn(bool first)
 		check_extension = false;
 		saga_session_require_extension();
 	}
+	mend_times();
 	take_marks(first || (wants & SAGA_COURIER_ALL) != 0, first);
 	now = GetCurrentTimestamp();
 	if (now - forgets_at >= FORGET_INTERVAL || now < forgets_at)

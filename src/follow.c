@@ -668,3 +668,9 @@ saga_follow_wakes_at(const SagaFollow *follow, TimestampTz now)
 	return saga_route_pauses_until(follow->route) > now ?
 		saga_route_pauses_until(follow->route) : DT_NOEND;
 }
+
+void
+saga_follow_mend_times(SagaFollow *follow)
+{
+	follow->not_before = 0;
+}

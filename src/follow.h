@@ -60,4 +60,7 @@ extern void saga_follow_work(SagaFollow *follow, TimestampTz now);
 extern TimestampTz saga_follow_wakes_at(const SagaFollow *follow,
 										TimestampTz now);
 
+/* The clock was set back. */
+extern void saga_follow_mend_times(SagaFollow *follow);
+
 #endif							/* SAGA_FOLLOW_H */

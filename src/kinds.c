@@ -51,6 +51,9 @@
 #include "server.h"
 #include "task.h"
 
+/* How long the answer of a call is waited for that is cancelled. */
+#define CANCEL_GRACE	(10 * USECS_PER_SEC)
+
 /* A task whose row somebody has locked is looked at again after so long. */
 #define TAKEN_PAUSE		USECS_PER_SEC
 
@@ -537,18 +540,32 @@ look_at_ready(Saga *saga, const SagaTask *task, const SagaTaskInfo *info)
 		look_again(saga, task, ready_end(saga, task, info->offered_at));
 }
 
+/*
+ * The same of one that is claimed.  A call is cancelled over there by then: its
+ * answer is waited for, since what is done there after the saga has gone on
+ * without it nobody undoes.
+ */
+static TimestampTz
+claimed_end(const Saga *saga, const SagaTask *task)
+{
+	TimestampTz end = total_end(saga, task);
+
+	return step_of(saga, task)->server == NULL || end == DT_NOEND ? end :
+		end + CANCEL_GRACE;
+}
+
 static void
 look_at_claimed(Saga *saga, const SagaTask *task, const SagaTaskInfo *info)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (total_end(saga, task) <= now)
+	if (claimed_end(saga, task) <= now)
 		fail_claimed(saga, task, info, true);
 	else if (info->lease_until <= now)
 		fail_claimed(saga, task, info, false);
 	else
 	{
-		TimestampTz again = total_end(saga, task);
+		TimestampTz again = claimed_end(saga, task);
 
 		if (saga_record_op(saga, task)->cancelled && !info->cancelled)
 			cancel_task(saga, task);

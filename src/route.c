@@ -324,12 +324,27 @@ saga_route_take_error(SagaRoute *route, bool *passing)
 
 /* ---- room ----------------------------------------------------------------- */
 
-/* How many calls a connection should have in flight. */
+/* Is what is called through it done once? */
+static bool
+is_once(const Line *line)
+{
+	const SagaRemoteInfo *info = saga_connection_info(line->connection);
+
+	return info != NULL && info->saga_version != NULL;
+}
+
+/*
+ * How many calls a connection should have in flight.  What is not done once is
+ * sent alone: nothing may be done there, behind a call that hangs, when nobody
+ * waits for it any more.
+ */
 static int
-choose_depth(const SagaRoute *route)
+choose_depth(const SagaRoute *route, const Line *line)
 {
 	int64		depth;
 
+	if (!is_once(line))
+		return 1;
 	if (route->service == 0)
 		return FIRST_DEPTH;
 	depth = 1 + (route->round_trip + BACKLOG) / route->service;
@@ -350,7 +365,7 @@ line_room(const SagaRoute *route, const Line *line, TimestampTz now)
 	since = saga_connection_head_since(line->connection);
 	if (in_flight > 0 && now - since > SLOW_CALL + route->round_trip)
 		return 0;
-	return Max(choose_depth(route) - in_flight, 0);
+	return Max(choose_depth(route, line) - in_flight, 0);
 }
 
 /* Can something be sent through it? */
@@ -382,8 +397,9 @@ saga_route_capacity(SagaRoute *route)
 	int			n = 0;
 
 	for (int i = 0; i < route->nlines; i++)
-		n += is_open(route->lines[i]) && !route->lines[i]->follows;
-	return choose_depth(route) * n;
+		if (is_open(route->lines[i]) && !route->lines[i]->follows)
+			n += choose_depth(route, route->lines[i]);
+	return n;
 }
 
 /* The connection that has least to do; NULL if none has room. */
@@ -742,6 +758,25 @@ doubt(SagaRoute *route, Line *line, bool once, dlist_head *done)
 	}
 }
 
+/* Nothing of what is in flight on it is known. */
+static void
+lose_line(SagaRoute *route, Line *line, const SagaError *error, bool once,
+		  dlist_head *done)
+{
+	line->broken = true;
+	doubt(route, line, once, done);
+	while (!dlist_is_empty(&line->sent))
+	{
+		SagaCall   *call = dlist_container(SagaCall, node,
+										   dlist_pop_head_node(&line->sent));
+
+		if (call->kind == SAGA_CALL_ECHO)
+			MemoryContextDelete(call->memory);
+		else
+			take_loss(route, call, error, once, done);
+	}
+}
+
 /* The other side is out of step: what came on this connection is not to be
  * believed any more, nor what comes.  "call" is in flight still. */
 static void
@@ -754,19 +789,24 @@ distrust(SagaRoute *route, Line *line, SagaCall *call, bool once,
 		.detail = "The connection was closed; what has become of the calls on it is not known."
 	};
 
-	line->broken = true;
 	saga_sstate_lost(route->id, error.message);
-	doubt(route, line, once, done);
 	dlist_push_head(&line->sent, &call->node);
-	while (!dlist_is_empty(&line->sent))
-	{
-		call = dlist_container(SagaCall, node,
-							   dlist_pop_head_node(&line->sent));
-		if (call->kind == SAGA_CALL_ECHO)
-			MemoryContextDelete(call->memory);
-		else
-			take_loss(route, call, &error, once, done);
-	}
+	lose_line(route, line, &error, once, done);
+}
+
+
+/* Its answers come too late for anybody. */
+static void
+abandon(SagaRoute *route, Line *line, dlist_head *done)
+{
+	SagaError	error = {
+		.sqlstate = "08007",
+		.message = "the server did not answer in time",
+		.detail = "The connection was closed; what has become of the calls on it is not known."
+	};
+
+	saga_sstate_lost(route->id, error.message);
+	lose_line(route, line, &error, is_once(line), done);
 }
 
 /* Nothing follows what has failed: ask for something that shows whether it
@@ -836,6 +876,41 @@ learn_service(SagaRoute *route, const SagaRemoteAnswer *answer)
 		route->service = Max((route->service * 7 + seen) / 8, 1);
 }
 
+/*
+ * Was it refused before participate() began?  What was prepared is gone, or the
+ * extension is, or the right to use it: that says nothing of the saga, and the
+ * next connection finds out what is there.
+ */
+static bool
+was_not_begun(const SagaCall *call, const SagaRemoteAnswer *answer, bool once)
+{
+	const SagaError *error = &answer->error;
+
+	return once && answer->kind == SAGA_REMOTE_FAILED &&
+		(call->kind == SAGA_CALL_STEP || call->kind == SAGA_CALL_CHILD) &&
+		!is_error_of(call, error) &&
+		(has_class(error, "26") || has_class(error, "42") ||
+		 has_class(error, "0A") || has_class(error, "3F"));
+}
+
+/* Send it again, through another connection. */
+static void
+take_back(SagaRoute *route, Line *line, SagaCall *call,
+		  const SagaRemoteAnswer *answer, dlist_head *done)
+{
+	line->retired = true;
+	saga_sstate_unreachable(route->id, answer->error.message);
+	pause_route(route, answer->answered_at);
+	/* one that was lost before may have been made */
+	if (call->nlost > 0)
+		wait_to_ask(route, call);
+	else
+	{
+		call->release = true;
+		finish(route, call, done);
+	}
+}
+
 /* It was answered. */
 static void
 take_return(SagaRoute *route, Line *line, SagaCall *call,
@@ -846,6 +921,11 @@ take_return(SagaRoute *route, Line *line, SagaCall *call,
 	if (failed ? call->kind == SAGA_CALL_ECHO : !is_answer_of(call, answer))
 	{
 		distrust(route, line, call, once, done);
+		return;
+	}
+	if (was_not_begun(call, answer, once))
+	{
+		take_back(route, line, call, answer, done);
 		return;
 	}
 	route->failures = 0;
@@ -871,15 +951,6 @@ take_return(SagaRoute *route, Line *line, SagaCall *call,
 	}
 	else
 		take_success(route, call, answer, once, done);
-}
-
-/* Is what is called through it done once? */
-static bool
-is_once(const Line *line)
-{
-	const SagaRemoteInfo *info = saga_connection_info(line->connection);
-
-	return info != NULL && info->saga_version != NULL;
 }
 
 static void
@@ -1063,6 +1134,19 @@ note_end(SagaRoute *route, Line *line, TimestampTz now, dlist_head *done)
 		pause_route(route, now);
 }
 
+/* Has the lease of the first call in flight ended?  Then the saga goes on without
+ * it. */
+static bool
+head_is_over(const Line *line, TimestampTz now)
+{
+	const SagaCall *call;
+
+	if (dlist_is_empty(unconstify(dlist_head *, &line->sent)))
+		return false;
+	call = dlist_container(SagaCall, node, line->sent.head.next);
+	return call->lease_until != 0 && call->lease_until <= now;
+}
+
 /* Returns false if the line is no more. */
 static bool
 work_line(SagaRoute *route, int i, TimestampTz now, dlist_head *done)
@@ -1079,6 +1163,8 @@ work_line(SagaRoute *route, int i, TimestampTz now, dlist_head *done)
 	while (!line->broken &&
 		   saga_connection_next_answer(line->connection, &answer))
 		take_answer(route, line, &answer, done);
+	if (!line->broken && head_is_over(line, now))
+		abandon(route, line, done);
 	state = saga_connection_state(line->connection);
 	if (!line->ending && (line->broken || state == SAGA_CONNECTION_ENDING ||
 						  state == SAGA_CONNECTION_BROKEN))
@@ -1191,6 +1277,21 @@ saga_route_end_pause(SagaRoute *route)
 {
 	route->pause_until = 0;
 	route->failures = 0;
+}
+
+void
+saga_route_mend_times(SagaRoute *route)
+{
+	saga_route_end_pause(route);
+	for (int i = 0; i < route->nlines; i++)
+	{
+		Line	   *line = route->lines[i];
+
+		if (line->idle_since != 0)
+			line->idle_since = GetCurrentTimestamp();
+		line->opened_at = GetCurrentTimestamp();
+		line->event = true;
+	}
 }
 
 TimestampTz

@@ -179,6 +179,9 @@ extern int	saga_route_nwaiting(const SagaRoute *route);
 /* Try at once, whatever has failed: somebody has seen to it. */
 extern void saga_route_end_pause(SagaRoute *route);
 
+/* The clock was set back: no time that was noted has a meaning. */
+extern void saga_route_mend_times(SagaRoute *route);
+
 /* The next try to connect is not before; 0 = there is no pause. */
 extern TimestampTz saga_route_pauses_until(const SagaRoute *route);
 
