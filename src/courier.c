@@ -74,6 +74,9 @@
  * changed we see only when we are awake. */
 #define CHANGES_PAUSE	USECS_PER_SEC
 
+/* One that waits for its first connection looks again after so long. */
+#define HUNGRY_PAUSE	(100 * INT64CONST(1000))
+
 /* After an error of our own, which no saga can have caused. */
 #define ERROR_PAUSE		USECS_PER_SEC
 
@@ -107,6 +110,7 @@ typedef struct Queue
 	bool		looked_up;		/* its target has been found, when there were ... */
 	uint64		changes;		/* ... so many saga_foreign_changes() */
 	TimestampTz not_before;		/* a claim has failed: none until then */
+	TimestampTz hungry_since;	/* it wants a connection, and has none; 0 = not */
 	bool		in_trouble;		/* that it cannot be reached was logged */
 	SagaCall   *forget;			/* to be sent when it is connected; NULL = none */
 } Queue;
@@ -856,52 +860,102 @@ note_info(Queue *queue)
 	queue->in_trouble = false;
 }
 
-/* How many connections this route may have, beside the others to its server:
- * its share, if they want some too. */
+/* Are there calls to be made, or to be asked again? */
+static bool
+has_calls(const Queue *queue)
+{
+	return queue->has_tasks || saga_route_nwaiting(queue->route) > 0;
+}
+
+/* Is it another queue of the same server? */
+static bool
+is_neighbour(const Queue *queue, const Queue *other)
+{
+	return other != queue && saga_route_server_oid(other->route) ==
+		saga_route_server_oid(queue->route);
+}
+
+/* Does it wait for its first connection? */
+static bool
+is_hungry(const Queue *queue)
+{
+	return queue->hungry_since != 0 && has_calls(queue) &&
+		saga_route_ncallers(queue->route) == 0;
+}
+
+/*
+ * How many connections this route may have just now: those of a server are
+ * shared by the routes that want some.  One that has none comes first, in the
+ * order in which they came to want one.
+ */
 static int
 max_connections(const Queue *queue)
 {
-	Oid			server = saga_route_server_oid(queue->route);
-	int			others = 0;
+	int			mine = saga_route_ncallers(queue->route);
+	int			total = mine;
 	int			wanting = 1;
 
 	for (int i = 0; i < nqueues; i++)
 	{
-		SagaRoute  *route = queues[i]->route;
+		const Queue *other = queues[i];
 
-		if (queues[i] == queue || saga_route_server_oid(route) != server)
+		if (!is_neighbour(queue, other))
 			continue;
-		others += saga_route_ncallers(route);
-		if (queues[i]->has_tasks)
+		total += saga_route_ncallers(other->route);
+		if (has_calls(other))
 			wanting++;
+		if (is_hungry(other) &&
+			(mine > 0 || other->hungry_since < queue->hungry_since))
+			return mine;
 	}
-	if (others + saga_route_ncallers(queue->route) < saga_remote_connections)
-		return Max(saga_remote_connections / wanting, 1);
-	return saga_route_ncallers(queue->route);
+	if (total >= saga_remote_connections)
+		return mine;
+	return Max(saga_remote_connections / wanting, 1);
 }
 
-/* All connections to the server are taken, none of them by this route: have
- * another one give up one, the first that does nothing. */
+/*
+ * All connections to the server are taken, none of them by this route: have
+ * another one give up one, the first that does nothing, else who has most, else
+ * who has had it longest.
+ */
 static void
-make_room(const Queue *queue)
+make_room(const Queue *queue, TimestampTz now)
 {
-	Oid			server = saga_route_server_oid(queue->route);
 	Queue	   *richest = NULL;
 
 	for (int i = 0; i < nqueues; i++)
-	{
-		Queue	   *other = queues[i];
-
-		if (other == queue || saga_route_server_oid(other->route) != server)
-			continue;
-		if (saga_route_give_up_one(other->route, false))
+		if (is_neighbour(queue, queues[i]) &&
+			(saga_route_is_giving_up(queues[i]->route) ||
+			 saga_route_give_up_one(queues[i]->route, false, now)))
 			return;
-		if (richest == NULL || saga_route_ncallers(other->route) >
-			saga_route_ncallers(richest->route))
-			richest = other;
-	}
-	if (richest != NULL)
-		(void) saga_route_give_up_one(richest->route, true);
+	for (int i = 0; i < nqueues; i++)
+		if (is_neighbour(queue, queues[i]) &&
+			(richest == NULL || saga_route_ncallers(queues[i]->route) >
+			 saga_route_ncallers(richest->route)))
+			richest = queues[i];
+	if (richest == NULL ||
+		saga_route_give_up_one(richest->route, true, now))
+		return;
+	for (int i = 0; i < nqueues; i++)
+		if (is_neighbour(queue, queues[i]) &&
+			saga_route_give_up_one(queues[i]->route, true, now))
+			return;
+}
+
+static void
+connect_route(Queue *queue, TimestampTz now)
+{
+	int			max;
+
+	if (saga_route_ncallers(queue->route) > 0)
+		queue->hungry_since = 0;
+	else if (queue->hungry_since == 0)
+		queue->hungry_since = now;
+	max = max_connections(queue);
+	if (max == 0)
+		make_room(queue, now);
+	else
+		saga_route_connect(queue->route, max, now);
 }
 
 /* Before the connection is idle for good. */
@@ -914,17 +968,6 @@ send_forget(Queue *queue, TimestampTz now)
 		return;
 	queue->forget = NULL;
 	saga_route_send(queue->route, call);
-}
-
-static void
-connect_route(Queue *queue, TimestampTz now)
-{
-	int			max = max_connections(queue);
-
-	if (max == 0)
-		make_room(queue);
-	else
-		saga_route_connect(queue->route, max, now);
 }
 
 /*
@@ -951,6 +994,21 @@ is_paused(Queue *queue, TimestampTz now)
 	return queue->paused;
 }
 
+/* Can it be gone, as far as is known? */
+static bool
+may_go(Queue *queue, TimestampTz now)
+{
+	SagaRoute  *route = queue->route;
+
+	if (is_paused(queue, now))
+		return false;
+	if (queue->changes != saga_foreign_changes() ||
+		(!queue->looked_up && now >= saga_route_pauses_until(route)))
+		look_up_target(queue);
+	return now >= saga_route_pauses_until(route) ||
+		saga_route_nready(route) > 0;
+}
+
 /* Tasks that wait: send them, or see to it that they can be sent. */
 static void
 serve(Queue *queue, TimestampTz now)
@@ -960,23 +1018,19 @@ serve(Queue *queue, TimestampTz now)
 	if (!queue->has_tasks && saga_route_nwaiting(route) == 0 &&
 		queue->forget == NULL && !saga_follow_is_active(queue->follow))
 		return;
-	if (is_paused(queue, now))
+	if (!may_go(queue, now))
+	{
+		queue->hungry_since = 0;
 		return;
-	if (queue->changes != saga_foreign_changes() ||
-		(!queue->looked_up && now >= saga_route_pauses_until(route)))
-		look_up_target(queue);
-	if (now < saga_route_pauses_until(route) && saga_route_nready(route) == 0)
-		return;
+	}
 	if (queue->has_tasks && now >= queue->not_before && !is_leaving &&
 		!begin_anew)
 		claim_and_send(queue, now);
 	send_forget(queue, now);
 	saga_follow_work(queue->follow, now);
-	if (queue->has_tasks || saga_route_nwaiting(route) > 0)
-	{
-		if (saga_route_nready(route) == 0 || saga_route_room(route, now) == 0)
-			connect_route(queue, now);
-	}
+	if (has_calls(queue) && (saga_route_nready(route) == 0 ||
+							 saga_route_room(route, now) == 0))
+		connect_route(queue, now);
 }
 
 /* It could not be gone: say so to the tasks that wait. */
@@ -1115,6 +1169,7 @@ mend_times(void)
 		for (int i = 0; i < nqueues; i++)
 		{
 			queues[i]->not_before = 0;
+			queues[i]->hungry_since = 0;
 			saga_route_mend_times(queues[i]->route);
 			saga_follow_mend_times(queues[i]->follow);
 		}
@@ -1172,7 +1227,7 @@ find_next_time(TimestampTz now)
 
 		next = Min(next, saga_route_wakes_at(queue->route, now));
 		next = Min(next, saga_follow_wakes_at(queue->follow, now));
-		if (queue->has_tasks || saga_route_nwaiting(queue->route) > 0)
+		if (has_calls(queue))
 		{
 			/* what holds it up now is over then */
 			if (saga_route_pauses_until(queue->route) > now)
@@ -1180,6 +1235,8 @@ find_next_time(TimestampTz now)
 									 now + CHANGES_PAUSE));
 			if (queue->not_before > now)
 				next = Min(next, queue->not_before);
+			if (queue->hungry_since != 0)
+				next = Min(next, now + HUNGRY_PAUSE);
 		}
 	}
 	return next;

@@ -55,6 +55,13 @@
  * it was answered. */
 #define MAX_BYTES		((Size) 64 * 1024 * 1024)
 
+/* One whose calls are not done once is renewed after so long: the extension may
+ * be there now. */
+#define PLAIN_LIFETIME	USECS_PER_MINUTE
+
+/* So long a connection is kept at least, though others want one. */
+#define TIME_SLICE		(200 * INT64CONST(1000))
+
 /* An answer that was lost is asked for so often. */
 #define MAX_ASKS		3
 
@@ -1054,7 +1061,16 @@ saga_route_follow(SagaRoute *route, SagaCall *call)
 }
 
 bool
-saga_route_give_up_one(SagaRoute *route, bool force)
+saga_route_is_giving_up(const SagaRoute *route)
+{
+	for (int i = 0; i < route->nlines; i++)
+		if (route->lines[i]->retired && !route->lines[i]->follows)
+			return true;
+	return false;
+}
+
+bool
+saga_route_give_up_one(SagaRoute *route, bool force, TimestampTz now)
 {
 	Line	   *best = NULL;
 
@@ -1069,7 +1085,7 @@ saga_route_give_up_one(SagaRoute *route, bool force)
 			best = line;
 			break;
 		}
-		if (force && line->was_ready &&
+		if (force && line->was_ready && now - line->opened_at >= TIME_SLICE &&
 			(best == NULL || line->opened_at < best->opened_at))
 			best = line;
 	}
@@ -1181,6 +1197,8 @@ work_line(SagaRoute *route, int i, TimestampTz now, dlist_head *done)
 	{
 		if (!line->was_ready)
 			welcome(route, line, now);
+		if (!is_once(line) && now - line->opened_at > PLAIN_LIFETIME)
+			line->retired = true;
 		if (saga_connection_in_flight(line->connection) > 0)
 			line->idle_since = 0;
 		else if (line->idle_since == 0)

@@ -154,10 +154,16 @@ extern void saga_route_take_waiting(SagaRoute *route, dlist_head *calls);
  */
 extern void saga_route_connect(SagaRoute *route, int max, TimestampTz now);
 
-/* Give a connection up for other routes of the server: the one that does
- * nothing, else (with "force") one as soon as it has nothing in flight.  False
- * if there is none. */
-extern bool saga_route_give_up_one(SagaRoute *route, bool force);
+/*
+ * Give a connection up for other routes of the server: one that does nothing,
+ * else (with "force") one that has been there for a while, as soon as it has
+ * nothing in flight; not that which follows.  False if there is none.
+ */
+extern bool saga_route_give_up_one(SagaRoute *route, bool force,
+								   TimestampTz now);
+
+/* Is one being given up? */
+extern bool saga_route_is_giving_up(const SagaRoute *route);
 
 /* Do what can be done without waiting; calls that have come to an end are
  * moved to "done". */
