@@ -45,7 +45,7 @@ PG_FUNCTION_INFO_V1(saga_participate_child);
 PG_FUNCTION_INFO_V1(saga_follow_children);
 
 /* Who follows looks again this often even if nobody wakes it. */
-#define FOLLOW_RECHECK_MS	5000
+#define FOLLOW_RECHECK_MS	60000
 /* ... and this often when it could not be registered. */
 #define FOLLOW_POLL_MS		1000
 

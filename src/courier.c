@@ -116,6 +116,7 @@ typedef struct Queue
 } Queue;
 
 static MemoryContext courier_context;	/* of queues, routes and calls */
+static MemoryContext turn_context;	/* reset with each turn */
 static Queue **queues = NULL;
 static int	nqueues = 0;
 static int	queues_size = 0;
@@ -242,6 +243,15 @@ look_up_target(Queue *queue)
 	MemoryContextSwitchTo(caller);
 }
 
+
+/* What is allocated in a turn goes with it: a commit leaves another context
+ * behind, which never goes. */
+static void
+end_transaction(void)
+{
+	saga_session_commit();
+	MemoryContextSwitchTo(turn_context);
+}
 
 /* An error in a transaction of ours: log it, roll back, and see whether the
  * extension is still there. */
@@ -559,7 +569,7 @@ prepare_forgets(void)
 		call->params[SAGA_FORGET_KEPT] = copy_text(call, forgets[i].kept);
 		queue->forget = call;
 	}
-	saga_session_commit();
+	end_transaction();
 }
 
 /* It was told, or not: then it is another time. */
@@ -579,7 +589,7 @@ finish_forget(SagaCall *call)
 	{
 		saga_session_begin();
 		saga_server_forgotten(queue->id);
-		saga_session_commit();
+		end_transaction();
 	}
 	else if (!call->release)
 		ereport(LOG,
@@ -850,7 +860,7 @@ note_info(Queue *queue)
 	saga_session_begin();
 	saga_server_note(queue->id, info->saga_version != NULL,
 					 info->saga_version);
-	saga_session_commit();
+	end_transaction();
 	queue->once = info->saga_version != NULL;
 	if (queue->in_trouble)
 		ereport(LOG,
@@ -951,6 +961,8 @@ connect_route(Queue *queue, TimestampTz now)
 		queue->hungry_since = 0;
 	else if (queue->hungry_since == 0)
 		queue->hungry_since = now;
+	for (int i = 0; i < nqueues && !saga_route_has_room(); i++)
+		(void) saga_route_give_up_one(queues[i]->route, false, now);
 	max = max_connections(queue);
 	if (max == 0)
 		make_room(queue, now);
@@ -988,7 +1000,7 @@ is_paused(Queue *queue, TimestampTz now)
 		return true;
 	saga_session_begin();
 	(void) load_queue(queue->id);
-	saga_session_commit();
+	end_transaction();
 	if (queue->paused)
 		queue->has_tasks = false;
 	return queue->paused;
@@ -1150,7 +1162,7 @@ take_marks(bool all, bool first)
 		queue->has_tasks = queue->marked = true;
 		saga_route_end_pause(queue->route);
 	}
-	saga_session_commit();
+	end_transaction();
 	for (int i = 0; first && i < nqueues; i++)
 		take_over(queues[i], DT_NOBEGIN);
 }
@@ -1190,6 +1202,7 @@ take_turn(bool first)
 	{
 		check_extension = false;
 		saga_session_require_extension();
+		MemoryContextSwitchTo(turn_context);
 	}
 	mend_times();
 	take_marks(first || (wants & SAGA_COURIER_ALL) != 0, first);
@@ -1364,7 +1377,7 @@ has_connections(void)
 
 /* The work, until there is none or it is told to stop. */
 static void
-work(MemoryContext turn_context)
+work(void)
 {
 	TimestampTz idle_since = 0;
 	bool		first = true;
@@ -1431,7 +1444,6 @@ void
 saga_courier_main(Datum arg)
 {
 	SagaStartArgs args;
-	MemoryContext turn_context;
 
 	memcpy(&args, MyBgworkerEntry->bgw_extra, sizeof(args));
 
@@ -1455,7 +1467,7 @@ saga_courier_main(Datum arg)
 	ereport(DEBUG1, errmsg_internal("saga courier started"));
 
 	saga_session_require_extension();
-	work(turn_context);
+	work();
 
 	while (nqueues > 0)
 		saga_route_close(queues[--nqueues]->route);

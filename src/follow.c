@@ -39,7 +39,7 @@
 
 /* So long a call waits for reports; it is shorter where the role's
  * statement_timeout there is. */
-#define LONGEST_POLL	(30 * USECS_PER_SEC)
+#define LONGEST_POLL	(60 * USECS_PER_SEC)
 #define SHORTEST_POLL	USECS_PER_SEC
 
 /* Beyond that it has so long. */

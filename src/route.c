@@ -30,6 +30,7 @@
 
 #include "common/pg_prng.h"
 #include "mb/pg_wchar.h"
+#include "storage/fd.h"
 #include "storage/latch.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -148,6 +149,17 @@ static const char *const echo_sql = "SELECT $1::pg_catalog.text";
 #define ECHO_TIMEOUT	(10 * USECS_PER_SEC)
 
 
+/* Connections of all routes of this process. */
+static int	nlines_of_all = 0;
+
+bool
+saga_route_has_room(void)
+{
+	/* each takes three open files, of a third of what there may be */
+	return nlines_of_all < Max(max_safe_fds / 9 - 2, 4);
+}
+
+
 /* ---- routes --------------------------------------------------------------- */
 
 SagaRoute *
@@ -175,6 +187,7 @@ close_line(SagaRoute *route, int i)
 
 	saga_connection_close(line->connection);
 	pfree(line);
+	nlines_of_all--;
 	route->lines[i] = route->lines[--route->nlines];
 }
 
@@ -1003,7 +1016,7 @@ open_line(SagaRoute *route, TimestampTz now, bool follows)
 {
 	Line	   *line;
 
-	if (route->target_memory == NULL ||
+	if (route->target_memory == NULL || !saga_route_has_room() ||
 		route->nlines >= (int) lengthof(route->lines) ||
 		now < route->pause_until)
 		return;
@@ -1023,6 +1036,7 @@ open_line(SagaRoute *route, TimestampTz now, bool follows)
 	dlist_init(&line->sent);
 	dlist_init(&line->unsure);
 	route->lines[route->nlines++] = line;
+	nlines_of_all++;
 }
 
 void

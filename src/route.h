@@ -162,6 +162,9 @@ extern void saga_route_connect(SagaRoute *route, int max, TimestampTz now);
 extern bool saga_route_give_up_one(SagaRoute *route, bool force,
 								   TimestampTz now);
 
+/* May this process have one more connection, to whatever server? */
+extern bool saga_route_has_room(void);
+
 /* Is one being given up? */
 extern bool saga_route_is_giving_up(const SagaRoute *route);
 
