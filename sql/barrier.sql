@@ -57,7 +57,7 @@ SELECT * FROM barrier_test.call(1, 'ship', 'confirmation', 'barrier_test.act', '
 SELECT * FROM barrier_test.call(1, 'ship', 'confirmation', 'barrier_test.act', '{"what": "confirmed again"}');
 SELECT * FROM barrier_test.call(2, 'ship', 'compensation', 'barrier_test.act', '{"what": "undone"}');
 SELECT * FROM barrier_test.call(2, 'ship', 'compensation', 'barrier_test.act', '{"what": "undone again"}');
--- An action that comes again behind its compensation is answered; a confirmation is refused.
+-- An action that comes again behind its compensation is refused, and so is a confirmation.
 SELECT outcome FROM barrier_test.call(2, 'ship', 'action', 'barrier_test.act', '{"what": "late"}');
 SELECT outcome FROM barrier_test.call(2, 'ship', 'confirmation', 'barrier_test.act', '{"what": "late"}');
 \echo :LAST_ERROR_SQLSTATE

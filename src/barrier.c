@@ -269,8 +269,8 @@ judge(const SagaBarrierCall *call, const Found *found)
 	bool		was_undone = found->is_void ||
 		found->there[SAGA_OPERATION_COMPENSATION];
 
-	if (call->operation != SAGA_OPERATION_COMPENSATION && was_undone &&
-		(found->is_void || !found->there[call->operation]))
+	/* even if it was done: whoever asks does not know what has become of it */
+	if (call->operation != SAGA_OPERATION_COMPENSATION && was_undone)
 		report_void(call);
 	if (found->there[call->operation])
 		return SAGA_BARRIER_REPEATED;

@@ -60,9 +60,13 @@ static SagaStatement add_child = {
 	10, {UUIDOID, TEXTOID, INT4OID, INT2OID, UUIDOID, TEXTOID, TIMESTAMPTZOID,
 	INT4OID, INT8OID, INT8OID}, NULL
 };
+/* What was said to the parent's database under another identity is nobody's. */
 static SagaStatement move_child = {
-	"UPDATE saga.remote_parent SET attempt = $2, coordinator = $3"
-	" WHERE saga_id = $1 AND (attempt <> $2 OR coordinator <> $3)",
+	"WITH m AS (UPDATE saga.remote_parent SET attempt = $2, coordinator = $3"
+	"  WHERE saga_id = $1 AND (attempt <> $2 OR coordinator <> $3)"
+	"  RETURNING saga_id)"
+	" DELETE FROM saga.child_report r USING m"
+	" WHERE r.saga_id = m.saga_id AND r.coordinator <> $3",
 	3, {INT8OID, INT4OID, UUIDOID}, NULL
 };
 static SagaStatement add_report = {

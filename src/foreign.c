@@ -24,6 +24,8 @@
  */
 #include "postgres.h"
 
+#include <sys/stat.h>
+
 #include "access/genam.h"
 #include "catalog/dependency.h"
 #include "catalog/pg_foreign_data_wrapper.h"
@@ -48,6 +50,10 @@
 #define OF_MAPPING	2			/* ... of the mapping */
 #define IS_FILE		4			/* names a file with credentials */
 #define IS_DROPPED	8			/* we have a value of our own */
+#define IS_READ		16			/* names a file that anybody may have read */
+
+/* A certificate, or a list of revoked ones, is no larger. */
+#define MAX_FILE_SIZE	(1024 * 1024)
 
 typedef struct OptionRule
 {
@@ -81,13 +87,13 @@ static const OptionRule libpq_options[] = {
 	{"sslcert", OF_SERVER | OF_MAPPING | IS_FILE},
 	{"sslcertmode", OF_SERVER},
 	{"sslcompression", OF_SERVER},
-	{"sslcrl", OF_SERVER},
-	{"sslcrldir", OF_SERVER},
+	{"sslcrl", OF_SERVER | IS_READ},
+	{"sslcrldir", OF_SERVER | IS_FILE},
 	{"sslkey", OF_SERVER | OF_MAPPING | IS_FILE},
 	{"sslmode", OF_SERVER},
 	{"sslnegotiation", OF_SERVER},
 	{"sslpassword", OF_MAPPING},
-	{"sslrootcert", OF_SERVER},
+	{"sslrootcert", OF_SERVER | IS_READ},
 	{"sslsni", OF_SERVER},
 	{"target_session_attrs", OF_SERVER},
 	{"tcp_user_timeout", OF_SERVER}
@@ -288,6 +294,24 @@ refuse_option(const Finding *finding, const char *keyword)
 			errdetail("It is not among the options with which saga connects."));
 }
 
+/* libpq reads it without giving us a chance to stop that: so it must be a file
+ * that ends, and no pipe. */
+static void
+check_readable(const char *option, const char *path)
+{
+	struct stat st;
+
+	/* one that is not there libpq reports; "system" is none */
+	if (stat(path, &st) != 0)
+		return;
+	if (!S_ISREG(st.st_mode) || st.st_size > MAX_FILE_SIZE)
+		ereport(ERROR,
+				errcode(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE),
+				errmsg("invalid value for option \"%s\"", option),
+				errdetail("\"%s\" is no file of at most %d bytes.", path,
+						  MAX_FILE_SIZE));
+}
+
 /* Only a superuser may have named this file: as the server's owner, or past
  * postgres_fdw's validator. */
 static void
@@ -342,6 +366,8 @@ take_options(Finding *finding, List *options, int place)
 		value = defGetString(option);
 		if (rule->flags & IS_FILE)
 			check_file(finding, option->defname, place);
+		if (rule->flags & IS_READ)
+			check_readable(option->defname, value);
 		if (strcmp(rule->keyword, "gssencmode") == 0 &&
 			strcmp(value, "require") == 0)
 			refuse_option(finding, option->defname);

@@ -63,6 +63,9 @@
 /* So long a connection is kept at least, though others want one. */
 #define TIME_SLICE		(200 * INT64CONST(1000))
 
+/* The most bytes of a text in an error. */
+#define MAX_ERROR_TEXT	10000
+
 /* An answer that was lost is asked for so often. */
 #define MAX_ASKS		3
 
@@ -249,16 +252,30 @@ forget_target(SagaRoute *route)
 	saga_route_end_pause(route);
 }
 
+/* Of what the other side says so much is kept, as of an error of ours. */
+static const char *
+copy_text(const char *text)
+{
+	size_t		length;
+
+	if (text == NULL)
+		return NULL;
+	length = strnlen(text, MAX_ERROR_TEXT + 1);
+	if (length > MAX_ERROR_TEXT)
+		length = pg_mbcliplen(text, (int) length, MAX_ERROR_TEXT);
+	return pnstrdup(text, length);
+}
+
 static void
 copy_error(SagaError *to, const SagaError *from, MemoryContext memory)
 {
 	MemoryContext old = MemoryContextSwitchTo(memory);
 
 	*to = *from;
-	to->message = pstrdup(from->message);
-	to->detail = from->detail == NULL ? NULL : pstrdup(from->detail);
-	to->hint = from->hint == NULL ? NULL : pstrdup(from->hint);
-	to->context = from->context == NULL ? NULL : pstrdup(from->context);
+	to->message = copy_text(from->message);
+	to->detail = copy_text(from->detail);
+	to->hint = copy_text(from->hint);
+	to->context = copy_text(from->context);
 	MemoryContextSwitchTo(old);
 }
 
@@ -407,7 +424,7 @@ saga_route_room(SagaRoute *route, TimestampTz now)
 	if (route->in_flight >= MAX_BYTES)
 		return 0;
 	if (route->size > 0)
-		room = Min(room, Max(1, (MAX_BYTES - route->in_flight) / route->size));
+		room = Min(room, (int) ((MAX_BYTES - route->in_flight) / route->size) + 1);
 	return room;
 }
 
@@ -529,6 +546,7 @@ send_through(Line *line, SagaCall *call)
 		remote.nparams = 2;
 		remote.params = plain_params;
 	}
+	call->unsent = false;
 	dlist_push_tail(&line->sent, &call->node);
 	call->once = remote.once;
 	saga_connection_send(line->connection, &remote);
@@ -563,7 +581,7 @@ saga_route_send(SagaRoute *route, SagaCall *call)
 				line = route->lines[i];
 	if (line == NULL)
 	{
-		/* it was not sent: at worst it is asked again where it is done once */
+		call->unsent = true;
 		wait_to_ask(route, call);
 		return;
 	}
@@ -605,6 +623,11 @@ send_waiting(SagaRoute *route, TimestampTz now, dlist_head *done)
 
 		if (saga_connection_info(line->connection)->saga_version != NULL)
 			send_through(line, call);
+		else if (call->unsent)
+		{
+			call->release = true;
+			finish(route, call, done);
+		}
 		else
 		{
 			SagaError	error = {

@@ -55,6 +55,7 @@ typedef struct SagaCall
 	const char *params[SAGA_CALL_PARAMS];	/* of saga.participate(); the context
 											 * is the only one of "plain_sql" */
 	Size		size;			/* of the memory */
+	bool		unsent;			/* it waits to be sent for the first time */
 	bool		once;			/* as it was sent last: it can be asked again */
 	int			nlost;			/* so many answers of it were lost */
 	char		echo[24];		/* comes back with its answer */

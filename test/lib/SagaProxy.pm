@@ -211,7 +211,9 @@ The next messages of B<direction> that are read at a time arrive twice.
 The message does not arrive.  Instead the server seems to send B<head> (bytes),
 then B<chunk> B<count> times, or without end if that is negative, then B<tail>.
 With B<complete> what the server has still to say to requests before this one, and
-to its Parse and Bind messages, comes first, as if all went well.
+to what came before in this one, comes first, as if all went well.  With B<resume>
+all goes on behind the answer, which ends the request; it is given to a Bind
+message of a statement that the server knows.
 
 =back
 
@@ -617,6 +619,13 @@ sub message_length
 	return $have < 5 ? undef : 1 + unpack('xN', $side->{in});
 }
 
+# What is said to messages of a request that has no rows.
+my %quiet = (
+	P => pack('A N', '1', 4),
+	B => pack('A N', '2', 4),
+	D => pack('A N', 'n', 4),
+	E => pack('A N Z*', 'C', 8, 'SET'));
+
 # A message is whole, the last one of @$whole: note what it means, and do what
 # rules say of it.
 sub look
@@ -647,15 +656,26 @@ sub look
 		$connection->{syncs}++;
 		$connection->{startup} = 1;
 	}
+	elsif ($connection->{withheld})
+	{
+		pop @$whole;
+		$connection->{withheld} = 0 if $type eq 'S';
+		return;
+	}
+	elsif ($connection->{answer})
+	{
+		# nobody asks the server any more
+		return;
+	}
 	elsif ($type eq 'S' || $type eq 'Q')
 	{
 		$connection->{syncs}++;
 		$connection->{lost} = 2 if $connection->{lost} == 1;
 		$connection->{request} = '';
 	}
-	elsif ($type eq 'P' || $type eq 'B')
+	elsif ($quiet{$type})
 	{
-		$connection->{request} .= pack('A N', $type eq 'P' ? '1' : '2', 4);
+		$connection->{request} .= $quiet{$type};
 	}
 
 	foreach my $id (sort { $a <=> $b } keys %{ $self->{rules} })
@@ -664,6 +684,8 @@ sub look
 
 		next if $rule->{left} <= 0 || $rule->{from} ne $side->{name};
 		next if $message !~ $rule->{pattern};
+		# the server is to know nothing of the request yet
+		next if $rule->{resume} && $connection->{request} ne $quiet{B};
 		next if $rule->{skip}-- > 0;
 		$rule->{left}--;
 		$rule->{hits}++;
@@ -671,10 +693,13 @@ sub look
 		return unless $side->{socket};
 	}
 
-	if ($side->{name} eq 'server' && $connection->{lost} == 2
-		&& $connection->{syncs} == 0)
+	return if $side->{name} eq 'client' || $connection->{syncs} > 0;
+	$self->end_connection($connection, 'reset') if $connection->{lost} == 2;
+	if ($connection->{answer})
 	{
-		$self->end_connection($connection, 'reset');
+		$self->forward_all($connection, $side, $whole);
+		@$whole = ();
+		$self->begin_answer($connection);
 	}
 	return;
 }
@@ -722,20 +747,17 @@ sub act
 	}
 	elsif ($do eq 'answer')
 	{
-		$server->{mode} = 'swallow';
-		$side->{peer}{mode} = 'swallow' if $side == $server;
-		my $client = $connection->{sides}[0];
-		$client->{mode} = 'swallow';
-		$client->{answered} = 1;
-		$client->{answer} = {
-			count => $rule->{count},
-			chunk => pack('H*', defined $rule->{chunk} ? $rule->{chunk} : ''),
-			tail  => pack('H*', defined $rule->{tail}  ? $rule->{tail}  : '') };
-		my $head = pack('H*', defined $rule->{head} ? $rule->{head} : '');
-		$head = pack('A N A', 'Z', 5, 'I') x $connection->{syncs} . $connection->{request} . $head
-		  if $rule->{complete};
-		$self->put($client, $head) if length($head) > 0;
-		$self->repeat_answer($connection, $client);
+		$connection->{answer} = $rule;
+		if ($rule->{resume})
+		{
+			$connection->{withheld} = 1;
+		}
+		else
+		{
+			$connection->{sides}[0]{mode} = 'swallow';
+		}
+		# what the server has to say to others comes first
+		$self->begin_answer($connection) if !$rule->{complete} || $connection->{syncs} == 0;
 		return;
 	}
 	else
@@ -746,7 +768,27 @@ sub act
 	return;
 }
 
-# More of an answer that we make ourselves.
+# From now on the server says what we make up.
+sub begin_answer
+{
+	my ($self, $connection) = @_;
+	my $rule = delete $connection->{answer};
+	my ($client, $server) = @{ $connection->{sides} };
+	my ($head, $chunk, $tail) = map { pack('H*', defined $rule->{$_} ? $rule->{$_} : '') } qw(head chunk tail);
+
+	if (!$rule->{resume})
+	{
+		$server->{mode}     = 'swallow';
+		$client->{answered} = 1;
+	}
+	$client->{answer}   = { count => $rule->{count}, chunk => $chunk, tail => $tail };
+	$head = $connection->{request} . $head if $rule->{complete};
+	$self->put($client, $head) if length($head) > 0;
+	$self->repeat_answer($connection, $client);
+	return;
+}
+
+# More of it.
 sub repeat_answer
 {
 	my ($self, $connection, $client) = @_;

@@ -481,4 +481,27 @@ is(done($warehouse, 'shop', $known_tag), 'pick, pack', 'a child that the standby
 is(done($warehouse, 'shop', $lost_tag), 'pick, pack', 'one that was lost is begun again');
 check_nothing_left('after the standby took over');
 
+# ---- the parent's database is restored from a dump, and adopts its sagas
+
+($id, $tag) = start('of waits');
+$kid = waiting_kid($id);
+poll_followed($id);
+my $dump = PostgreSQL::Test::Utils::tempdir() . '/dump';
+$orders->run_log([ 'pg_dump', '--file', $dump, $orders->connstr('postgres') ]) or die 'pg_dump failed';
+$orders->stop('immediate');
+my $restored = SagaTest->new_node('restored', start => 1);
+$restored->safe_psql('postgres', 'CREATE ROLE app LOGIN; CREATE ROLE billing LOGIN');
+$restored->run_log([ 'psql', '-XqAt', '-v', 'ON_ERROR_STOP=1', '-d', $restored->connstr('postgres'), '-f', $dump ])
+  or die 'psql failed';
+$orders = $restored;
+signal_kid($kid);
+kid_of($id, 'held');
+is($orders->safe_psql('postgres', "SELECT waiting_for FROM saga.sagas WHERE saga_id = $id"), 'saga.adopt()',
+	'a restored dump follows nobody');
+$orders->safe_psql('postgres', 'CALL saga.adopt()');
+poll_saga($orders, $id, 'completed', 'a saga that was restored');
+kid_of($id, 'completed');
+is(done($warehouse, 'shop', $tag), 'pick, pack', 'its child was done once');
+check_nothing_left('after the restore');
+
 done_testing();
