@@ -1235,6 +1235,13 @@ AS 'MODULE_PATHNAME', 'saga_participate';
 COMMENT ON FUNCTION saga.participate(uuid, uuid, text, text, text, jsonb, integer, integer, timestamptz) IS
     'call function(context) for an operation of a saga of another database, once: "done"; if that was done before, the same result: "repeated"; a compensation of an action that was not done: "skipped", and the action is refused from then on. "coordinator" is the identity of that database, "saga" the token of the saga, "element" -1 if the step is not foreach, "begun_at" when the saga began. Both the function''s effect and the memory of it are part of this transaction';
 
+CREATE FUNCTION saga.settle(pid integer)
+RETURNS void
+LANGUAGE c VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'saga_settle';
+COMMENT ON FUNCTION saga.settle(integer) IS
+    'when it returns, all that was committed here before is durable, as far as the current user''s synchronous_commit asks for it: so several calls of saga.participate() can commit asynchronously, and one wait for the disk is enough. "pid" is the process of the session that made them: in another one it is an error';
+
 CREATE FUNCTION saga.forget_barriers(coordinator uuid, before timestamptz, kept uuid[])
 RETURNS bigint
 LANGUAGE c VOLATILE PARALLEL UNSAFE
@@ -1269,7 +1276,7 @@ CREATE PROCEDURE saga.follow_children(
 LANGUAGE c
 AS 'MODULE_PATHNAME', 'saga_follow_children';
 COMMENT ON PROCEDURE saga.follow_children(uuid, bigint[], interval, jsonb, text, text) IS
-    'wait until a saga that saga.participate_child() has begun for that database as the current user has something to report, or for the timeout, and return all reports, each until its "id" is acknowledged; holds no snapshot and no lock meanwhile. "history" is another one once this database has lost something: it was restored, or a standby took over. "echo" comes back as it is';
+    'wait until a saga that saga.participate_child() has begun for that database as the current user has something to report, or for the timeout, and return all reports, each until its "id" is acknowledged; holds no snapshot and no lock meanwhile. "history" is another one once this database has lost something: it was restored, or a standby took over; who gives another one is not kept waiting. "echo" comes back as it is';
 
 ------------------------------------------------------------------------------
 -- Views
@@ -2447,7 +2454,7 @@ BEGIN
     EXECUTE format('GRANT USAGE ON SCHEMA saga TO %I', role);
     EXECUTE format('GRANT SELECT ON saga.barriers TO %I', role);
     EXECUTE format(
-        'GRANT EXECUTE ON ROUTINE saga.participate, saga.forget_barriers, saga.sees_all,'
+        'GRANT EXECUTE ON ROUTINE saga.participate, saga.settle, saga.forget_barriers, saga.sees_all,'
         ' saga.participate_child, saga.follow_children,'
         ' saga.fail(text, text), saga.fail(text, jsonb), saga.retry_later,'
         ' saga.lock(text, interval) TO %I', role);

@@ -148,6 +148,17 @@ begin_child(const ChildCall *child)
 									  context->traceparent, context->depth + 1);
 }
 
+/* Whoever has children here compares it with what it was: another one tells that
+ * what this database has confirmed may be gone. */
+static char *
+name_history(void)
+{
+	Datum		id = UUIDPGetDatum(&saga_tables_names()->coordinator);
+
+	return psprintf("%s/%u", DatumGetCString(DirectFunctionCall1(uuid_out, id)),
+					GetWALInsertionTimeLine());
+}
+
 static Jsonb *
 describe(const SagaFarChild *child)
 {
@@ -155,6 +166,7 @@ describe(const SagaFarChild *child)
 
 	saga_json_begin_object(&writer);
 	saga_json_put_int(&writer, "saga_id", child->id);
+	saga_json_put_string(&writer, "history", name_history());
 	return saga_json_finish_object(&writer);
 }
 
@@ -456,28 +468,18 @@ wait_for_reports(const pg_uuid_t *coordinator, TimestampTz until,
 }
 
 /*
- * Whoever has followed children here compares it with what it was: another one
- * tells that what this database has confirmed may be gone.
- */
-static char *
-name_history(void)
-{
-	Datum		id = UUIDPGetDatum(&saga_tables_names()->coordinator);
-
-	return psprintf("%s/%u", DatumGetCString(DirectFunctionCall1(uuid_out, id)),
-					GetWALInsertionTimeLine());
-}
-
-/*
  * CALL saga.follow_children(coordinator, acknowledged, timeout, INOUT reports,
  * INOUT history, INOUT echo): wait for what children report, holding no
- * snapshot, no lock and no transaction id meanwhile.
+ * snapshot, no lock and no transaction id meanwhile.  Who knows another history
+ * is not kept waiting.
  */
 Datum
 saga_follow_children(PG_FUNCTION_ARGS)
 {
 	MemoryContext memory = CurrentMemoryContext;
+	char	   *known = saga_argument_text(fcinfo, 4);
 	char	   *echo = saga_argument_text(fcinfo, 5);
+	char	   *history;
 	pg_uuid_t	coordinator;
 	TimestampTz until;
 	Jsonb	   *reports;
@@ -491,6 +493,9 @@ saga_follow_children(PG_FUNCTION_ARGS)
 							"Call it with CALL, outside of BEGIN and COMMIT.");
 	saga_call_refuse_within("saga.follow_children()");
 	saga_check_may_write("saga.follow_children()");
+	history = name_history();
+	if (known != NULL && strcmp(known, history) != 0)
+		until = 0;
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	if (!PG_ARGISNULL(1))
@@ -502,7 +507,7 @@ saga_follow_children(PG_FUNCTION_ARGS)
 	SPI_finish();
 	values[0] = PointerGetDatum(reports);
 	nulls[0] = reports == NULL;
-	values[1] = CStringGetTextDatum(name_history());
+	values[1] = CStringGetTextDatum(history);
 	if (echo != NULL)
 		values[2] = CStringGetTextDatum(echo);
 	nulls[2] = echo == NULL;

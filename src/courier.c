@@ -470,6 +470,7 @@ claim_and_send(Queue *queue, TimestampTz now)
 {
 	int			room = saga_route_room(queue->route, now);
 	Claiming	claiming = {0};
+	dlist_iter	iter;
 	int			n;
 
 	/* not one by one, while there is enough in flight */
@@ -479,15 +480,14 @@ claim_and_send(Queue *queue, TimestampTz now)
 		return;
 	room = Min(room, SAGA_MAX_TASKS);
 	n = claim(&claiming, queue, room);
-	while (!dlist_is_empty(&claiming.calls))
+	dlist_foreach(iter, &claiming.calls)
 	{
-		SagaCall   *call = dlist_container(SagaCall, node,
-										   dlist_pop_head_node(&claiming.calls));
+		SagaCall   *call = dlist_container(SagaCall, node, iter.cur);
 
 		if (call->kind == SAGA_CALL_CHILD)
 			saga_follow_expect(queue->follow, call);
-		saga_route_send(queue->route, call);
 	}
+	saga_route_send(queue->route, &claiming.calls);
 	queue->has_tasks = n < 0 || n == room;
 }
 
@@ -975,11 +975,14 @@ static void
 send_forget(Queue *queue, TimestampTz now)
 {
 	SagaCall   *call = queue->forget;
+	dlist_head	calls;
 
 	if (call == NULL || saga_route_room(queue->route, now) == 0)
 		return;
 	queue->forget = NULL;
-	saga_route_send(queue->route, call);
+	dlist_init(&calls);
+	dlist_push_tail(&calls, &call->node);
+	saga_route_send(queue->route, &calls);
 }
 
 /*

@@ -73,7 +73,7 @@ struct SagaFollow
 	MemoryContext memory;
 	HTAB	   *followed;
 	char		coordinator[UUID_LEN * 2 + 5];	/* of this database */
-	char		history[80];	/* of the other one; "" = not known */
+	char		history[80];	/* of the other one, as it names it; "" = not known */
 	bool		has_lost;
 	bool		in_flight;		/* a call waits for reports */
 	bool		has_news;		/* since the last look whether to send one */
@@ -259,6 +259,18 @@ settle_failure(SagaCall *call, SagaTaskRequest *request)
 	request->outcome = outcome;
 }
 
+/* Each answer says which history that database has. */
+static void
+note_history(SagaFollow *follow, const char *history)
+{
+	if (history == NULL)
+		return;
+	if (follow->history[0] != '\0' &&
+		strncmp(follow->history, history, sizeof(follow->history) - 1) != 0)
+		follow->has_lost = true;
+	strlcpy(follow->history, history, sizeof(follow->history));
+}
+
 static Jsonb *
 make_progress(JsonbContainer *result, MemoryContext memory)
 {
@@ -302,6 +314,11 @@ saga_follow_settle(SagaFollow *follow, SagaCall *call, Jsonb *result,
 	}
 	else
 	{
+		JsonbValue	history;
+
+		if (saga_json_get(&result->root, "history", &history) &&
+			history.type == jbvString)
+			note_history(follow, saga_json_string(&history));
 		request->act = SAGA_TASK_EXTEND;
 		request->lease = SAGA_TASK_NO_END;
 		request->progress = make_progress(&result->root, call->memory);
@@ -495,17 +512,6 @@ forget_taken(SagaFollow *follow)
 	follow->nsent = 0;
 }
 
-static void
-note_history(SagaFollow *follow, const char *history)
-{
-	if (history == NULL)
-		return;
-	if (follow->history[0] != '\0' &&
-		strncmp(follow->history, history, sizeof(follow->history) - 1) != 0)
-		follow->has_lost = true;
-	strlcpy(follow->history, history, sizeof(follow->history));
-}
-
 /* It has failed: not at once again, unless that is about its time. */
 static void
 note_failure(SagaFollow *follow, const SagaOutcome *outcome)
@@ -636,6 +642,8 @@ make_call(SagaFollow *follow)
 		write_taken(follow);
 	call->params[SAGA_FOLLOW_TIMEOUT] =
 		psprintf("%d milliseconds", (int) (poll / 1000));
+	if (follow->history[0] != '\0')
+		call->params[SAGA_FOLLOW_HISTORY] = pstrdup(follow->history);
 	MemoryContextSwitchTo(old);
 	return call;
 }

@@ -1,7 +1,7 @@
 /*
  * participate.c
  *		Owns the functions that another database calls here for its sagas:
- *		participate and forget_barriers.
+ *		participate, settle and forget_barriers.
  *
  * They run in a transaction of whoever has connected, as the current user, and
  * need nothing of the server but this library: no shared memory, no process.
@@ -10,13 +10,18 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "access/xlog.h"
+#include "access/xlog_internal.h"
 #include "catalog/pg_type.h"
 #include "fmgr.h"
 #include "funcapi.h"
+#include "miscadmin.h"
+#include "replication/syncrep.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgrprotos.h"
 #include "utils/guc.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "arguments.h"
@@ -27,6 +32,7 @@
 #include "participate.h"
 
 PG_FUNCTION_INFO_V1(saga_participate);
+PG_FUNCTION_INFO_V1(saga_settle);
 PG_FUNCTION_INFO_V1(saga_forget_barriers);
 
 /* The arguments of saga.participate(). */
@@ -188,6 +194,58 @@ name_call(void *arg)
 			   call->step, mark);
 }
 
+/* The end of the last record.  At the begin of a page the place of the next one is
+ * behind the page's header, which is not written yet. */
+static XLogRecPtr
+end_of_wal(void)
+{
+	XLogRecPtr	end = GetXLogInsertRecPtr();
+	uint32		in_page = end % XLOG_BLCKSZ;
+
+	if (in_page == SizeOfXLogShortPHD ||
+		(in_page == SizeOfXLogLongPHD &&
+		 XLogSegmentOffset(end, wal_segment_size) == in_page))
+		end -= in_page;
+	return end;
+}
+
+/* Whatever has been committed here until now is as durable as the role wants its
+ * own commits to be. */
+static void
+settle(void)
+{
+	XLogRecPtr	end;
+
+	if (synchronous_commit == SYNCHRONOUS_COMMIT_OFF)
+		return;
+	end = end_of_wal();
+	XLogFlush(end);
+	/* no commit is bounded by statement_timeout either; the time of a wait that
+	 * was cancelled would count as success */
+	disable_timeout(STATEMENT_TIMEOUT, false);
+	HOLD_INTERRUPTS();
+	SyncRepWaitForLSN(end, true);
+	RESUME_INTERRUPTS();
+}
+
+/*
+ * saga.settle(pid): who has called saga.participate() with asynchronous commit, in
+ * this session, hears that it is durable.  pid: which session that was.
+ */
+Datum
+saga_settle(PG_FUNCTION_ARGS)
+{
+	saga_check_may_write("saga.settle()");
+	saga_argument_require(fcinfo, 0, "pid");
+	if (PG_GETARG_INT32(0) != MyProcPid)
+		ereport(ERROR,
+				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				errmsg("this is another session than that of process %d",
+					   PG_GETARG_INT32(0)));
+	settle();
+	PG_RETURN_VOID();
+}
+
 /*
  * saga.participate(coordinator, saga, step, operation, function, context,
  * element, round, begun_at): the function is called, unless that was done or is
@@ -218,6 +276,8 @@ saga_participate(PG_FUNCTION_ARGS)
 		answer = saga_guest_call(guest, PG_GETARG_JSONB_P(CALL_CONTEXT));
 		saga_barrier_done(&barrier, answer);
 	}
+	else if (verdict == SAGA_BARRIER_REPEATED)
+		settle();				/* who did it may not have come to that */
 	error_context_stack = context.previous;
 	PG_RETURN_DATUM(saga_participate_result(verdict, answer));
 }

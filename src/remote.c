@@ -1626,6 +1626,7 @@ take_look(SagaConnection *connection, const PGresult *result)
 	column = keep_column(connection, result, LOOK_PID);
 	info->pid = column == NULL ? 0 : atoi(column);
 	connection->pooled = info->pid != PQbackendPID(connection->conn);
+	info->pooled = connection->pooled;
 	column = keep_column(connection, result, LOOK_RECOVERY);
 	info->in_recovery = column != NULL && strcmp(column, "t") == 0;
 	connection->role_timeout =

@@ -38,6 +38,8 @@ typedef struct SagaRemoteInfo
 	const char *saga_version;	/* of the extension there that this role may
 								 * call; NULL: calls are made at least once */
 	bool		in_recovery;	/* a standby */
+	bool		pooled;			/* sessions are shared: what follows on this
+								 * connection may reach another one */
 	int			pid;			/* of the backend there */
 	int64		round_trip;		/* of its first query, microseconds */
 } SagaRemoteInfo;

@@ -5,10 +5,18 @@
  *
  * Calls are pipelined: a connection may have many in flight, which are done
  * there one after the other, each in a transaction of its own.  How many follows
- * from what is seen of the answers: so many that the other side does not run
- * dry while answers and calls are on their way, and hardly more, since a call
- * waits for those before it.  With functions that take longer than the way there
- * is one.
+ * from what is seen of the answers: more, while the other side runs dry; fewer,
+ * when calls wait too long for those before them.  With functions that take
+ * long there is one.
+ *
+ * Of several calls that are sent together none waits for the disk over there: they
+ * commit asynchronously (SOFT), and one statement behind them makes all of it
+ * durable (SETTLE).  Until that is answered none of them has been done; if the
+ * connection breaks before, they are asked for again.  Others may see their
+ * effects before they are durable, but cannot keep what follows from them without
+ * keeping them: WAL is flushed in its order.  That is so only where the answer can
+ * be asked for again, and where the session is ours: a pooler could have another
+ * server settle.
  *
  * An answer that was lost: where calls are made once it is asked for again, for
  * the same attempt, on another connection; the first answer comes back, or the
@@ -32,6 +40,7 @@
 #include "mb/pg_wchar.h"
 #include "storage/fd.h"
 #include "storage/latch.h"
+#include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
@@ -45,8 +54,13 @@
 #define MAX_DEPTH		64
 #define FIRST_DEPTH		4
 
-/* So much work a connection may have beyond what is on its way, microseconds. */
-#define BACKLOG			4000
+/* A call that was answered so soon after the time of the way did not wait for
+ * others there; it should not wait longer than that.  Microseconds. */
+#define LITTLE_WAIT		2000
+#define LONG_WAIT		100000
+
+/* So many are settled at once. */
+#define MAX_SOFT		16
 
 /* A call that takes longer than this holds up those behind it: no more are sent
  * until it is done. */
@@ -87,6 +101,10 @@ typedef struct Line
 	dlist_head	sent;			/* calls in flight, in this order */
 	dlist_head	unsure;			/* those that have failed, if that was theirs */
 	bool		asks_echo;		/* to find that out */
+	dlist_head	outgoing;		/* calls that are sent together */
+	int			noutgoing;
+	dlist_head	unsettled;		/* those that are done, and not kept yet */
+	bool		was_full;		/* it has had as many calls as it should */
 } Line;
 
 struct SagaRoute
@@ -108,9 +126,9 @@ struct SagaRoute
 	Line	   *lines[SAGA_MAX_REMOTE_CONNECTIONS + 1];	/* one may follow */
 	dlist_head	waiting;		/* calls to be asked again */
 	int			nwaiting;
-	int64		service;		/* what a call takes there, microseconds; 0 = not
-								 * known */
-	int64		round_trip;		/* of the way there and back; likewise */
+	int			depth;			/* calls in flight on one line; 0 = not known */
+	bool		is_steady;		/* they were too many once */
+	bool		cannot_settle;	/* that was refused: the role may not, say */
 	Size		in_flight;		/* bytes that the calls have that are in flight, or
 								 * to be asked again */
 	Size		size;			/* of a call, lately; 0 = not known */
@@ -129,6 +147,19 @@ static const char *const participate_sql =
 	" $7::pg_catalog.int4, $8::pg_catalog.int4,"
 	" $9::pg_catalog.timestamptz) AS r OFFSET 0) AS p";
 
+/* A setting of its transaction, which the function may set in another way. */
+static const char *const soft_participate_sql =
+	"SELECT (p.r).outcome, (p.r).result::pg_catalog.text, $10::pg_catalog.text"
+	" FROM (SELECT pg_catalog.set_config('synchronous_commit', 'off', true),"
+	" saga.participate("
+	"$1::pg_catalog.uuid, $2::pg_catalog.uuid, $3::pg_catalog.text,"
+	" $4::pg_catalog.text, $5::pg_catalog.text, $6::pg_catalog.jsonb,"
+	" $7::pg_catalog.int4, $8::pg_catalog.int4,"
+	" $9::pg_catalog.timestamptz) AS r OFFSET 0) AS p";
+
+static const char *const settle_sql =
+	"SELECT saga.settle($1::pg_catalog.int4), $2::pg_catalog.text";
+
 static const char *const participate_child_sql =
 	"SELECT p.outcome, p.result::pg_catalog.text, $10::pg_catalog.text"
 	" FROM saga.participate_child("
@@ -139,7 +170,7 @@ static const char *const participate_child_sql =
 
 static const char *const follow_sql =
 	"CALL saga.follow_children($1::pg_catalog.uuid, $2::pg_catalog._int8,"
-	" $3::pg_catalog.interval, NULL, NULL, $4::pg_catalog.text)";
+	" $3::pg_catalog.interval, NULL, $4::pg_catalog.text, $5::pg_catalog.text)";
 
 static const char *const forget_sql =
 	"SELECT f.n::pg_catalog.text, f.n::pg_catalog.text, $4::pg_catalog.text"
@@ -147,6 +178,12 @@ static const char *const forget_sql =
 	" $2::pg_catalog.timestamptz, $3::pg_catalog.uuid[]) AS f(n)";
 
 static const char *const echo_sql = "SELECT $1::pg_catalog.text";
+
+/* The parameters of saga.settle(). */
+enum
+{
+	SETTLE_PID, SETTLE_ECHO, SETTLE_PARAMS
+};
 
 /* It says the same, and that it is so. */
 #define ECHO_TIMEOUT	(10 * USECS_PER_SEC)
@@ -378,14 +415,16 @@ is_once(const Line *line)
 static int
 choose_depth(const SagaRoute *route, const Line *line)
 {
-	int64		depth;
-
 	if (!is_once(line))
 		return 1;
-	if (route->service == 0)
-		return FIRST_DEPTH;
-	depth = 1 + (route->round_trip + BACKLOG) / route->service;
-	return (int) Min(depth, MAX_DEPTH);
+	return route->depth == 0 ? FIRST_DEPTH : route->depth;
+}
+
+/* Of the way there and back, microseconds. */
+static int64
+round_trip(const Line *line)
+{
+	return saga_connection_info(line->connection)->round_trip;
 }
 
 /* How many more may be sent through it. */
@@ -398,9 +437,9 @@ line_room(const SagaRoute *route, const Line *line, TimestampTz now)
 	if (line->follows || line->retired || line->broken ||
 		saga_connection_state(line->connection) != SAGA_CONNECTION_READY)
 		return 0;
-	in_flight = saga_connection_in_flight(line->connection);
+	in_flight = saga_connection_in_flight(line->connection) + line->noutgoing;
 	since = saga_connection_head_since(line->connection);
-	if (in_flight > 0 && now - since > SLOW_CALL + route->round_trip)
+	if (in_flight > 0 && now - since > SLOW_CALL + round_trip(line))
 		return 0;
 	return Max(choose_depth(route, line) - in_flight, 0);
 }
@@ -531,9 +570,17 @@ send_through(Line *line, SagaCall *call)
 		remote.params = call->params;
 		remote.once = info->saga_version != NULL;
 	}
+	else if (call->kind == SAGA_CALL_SETTLE)
+	{
+		remote.sql = settle_sql;
+		remote.nparams = SETTLE_PARAMS;
+		call->params[SETTLE_ECHO] = call->echo;
+		remote.params = call->params;
+		remote.once = true;
+	}
 	else if (info->saga_version != NULL)
 	{
-		remote.sql = participate_sql;
+		remote.sql = call->soft ? soft_participate_sql : participate_sql;
 		remote.nparams = SAGA_CALL_PARAMS;
 		remote.params = call->params;
 		remote.once = true;
@@ -555,6 +602,13 @@ send_through(Line *line, SagaCall *call)
 	line->event = true;
 }
 
+/* Is it the route's, and nobody else waits for it? */
+static bool
+is_own(const SagaCall *call)
+{
+	return call->kind == SAGA_CALL_ECHO || call->kind == SAGA_CALL_SETTLE;
+}
+
 /* It is this route's, until it has come to an end. */
 static void
 count_call(SagaRoute *route, SagaCall *call)
@@ -566,26 +620,120 @@ count_call(SagaRoute *route, SagaCall *call)
 		(route->size * 7 + call->size) / 8;
 }
 
-void
-saga_route_send(SagaRoute *route, SagaCall *call)
+/* A call of the route's own. */
+static SagaCall *
+new_call(SagaRoute *route, SagaCallKind kind, int64 timeout)
 {
-	Line	   *line = choose_line(route, GetCurrentTimestamp());
+	MemoryContext memory = AllocSetContextCreate(route->memory,
+												 "saga route call",
+												 ALLOCSET_SMALL_SIZES);
+	SagaCall   *call = MemoryContextAllocZero(memory, sizeof(SagaCall));
 
-	count_call(route, call);
-	/* it was there a moment ago */
-	if (line == NULL)
-		for (int i = 0; line == NULL && i < route->nlines; i++)
-			if (!route->lines[i]->follows &&
-				saga_connection_state(route->lines[i]->connection) ==
-				SAGA_CONNECTION_READY)
-				line = route->lines[i];
-	if (line == NULL)
-	{
-		call->unsent = true;
-		wait_to_ask(route, call);
-		return;
-	}
+	call->memory = memory;
+	call->kind = kind;
+	call->timeout = timeout;
+	return call;
+}
+
+/* All that was sent before it is to be durable.  Its limit is that of those, so
+ * that the session's is not changed for it. */
+static void
+send_settle(SagaRoute *route, Line *line, int64 timeout)
+{
+	SagaCall   *call = new_call(route, SAGA_CALL_SETTLE, timeout);
+	char	   *pid = MemoryContextAlloc(call->memory, 12);
+
+	pg_ltoa(saga_connection_info(line->connection)->pid, pid);
+	call->params[SETTLE_PID] = pid;
 	send_through(line, call);
+}
+
+/* Before anything is known of the calls there may be one that takes long, for which
+ * the others would have to wait. */
+static bool
+can_be_soft(const SagaRoute *route, const Line *line)
+{
+	return is_once(line) && route->depth > 0 && !route->cannot_settle &&
+		!saga_connection_info(line->connection)->pooled;
+}
+
+static void
+send_outgoing(SagaRoute *route, Line *line)
+{
+	bool		soft = line->noutgoing > 1 && can_be_soft(route, line);
+	int			n = 0;
+
+	while (line->noutgoing > 0)
+	{
+		SagaCall   *call = dlist_container(SagaCall, node,
+										   dlist_pop_head_node(&line->outgoing));
+
+		line->noutgoing--;
+		call->soft = soft && call->kind == SAGA_CALL_STEP;
+		n += call->soft;
+		send_through(line, call);
+		if (n > 0 && (n == MAX_SOFT || line->noutgoing == 0))
+		{
+			send_settle(route, line, call->timeout);
+			n = 0;
+		}
+	}
+	if (saga_connection_in_flight(line->connection) >= choose_depth(route, line))
+		line->was_full = true;
+}
+
+static void
+send_all_outgoing(SagaRoute *route)
+{
+	for (int i = 0; i < route->nlines; i++)
+		if (route->lines[i]->noutgoing > 0)
+			send_outgoing(route, route->lines[i]);
+}
+
+static void
+give_to(Line *line, SagaCall *call)
+{
+	dlist_push_tail(&line->outgoing, &call->node);
+	line->noutgoing++;
+}
+
+/* One that can be used, whether there is room or not. */
+static Line *
+find_open_line(const SagaRoute *route)
+{
+	for (int i = 0; i < route->nlines; i++)
+		if (!route->lines[i]->follows &&
+			saga_connection_state(route->lines[i]->connection) ==
+			SAGA_CONNECTION_READY)
+			return route->lines[i];
+	return NULL;
+}
+
+
+void
+saga_route_send(SagaRoute *route, dlist_head *calls)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	while (!dlist_is_empty(calls))
+	{
+		SagaCall   *call = dlist_container(SagaCall, node,
+										   dlist_pop_head_node(calls));
+		Line	   *line = choose_line(route, now);
+
+		count_call(route, call);
+		/* it was there a moment ago */
+		if (line == NULL)
+			line = find_open_line(route);
+		if (line == NULL)
+		{
+			call->unsent = true;
+			wait_to_ask(route, call);
+		}
+		else
+			give_to(line, call);
+	}
+	send_all_outgoing(route);
 }
 
 void
@@ -622,7 +770,7 @@ send_waiting(SagaRoute *route, TimestampTz now, dlist_head *done)
 		SagaCall   *call = take_waiting(route);
 
 		if (saga_connection_info(line->connection)->saga_version != NULL)
-			send_through(line, call);
+			give_to(line, call);
 		else if (call->unsent)
 		{
 			call->release = true;
@@ -639,6 +787,7 @@ send_waiting(SagaRoute *route, TimestampTz now, dlist_head *done)
 			give_up(route, call, &error, false, done);
 		}
 	}
+	send_all_outgoing(route);
 }
 
 /* Leases that are over: the coordinator has seen to these. */
@@ -770,35 +919,56 @@ is_answer_of(const SagaCall *call, const SagaRemoteAnswer *answer)
 		strcmp(answer->columns[answer->ncolumns - 1], call->echo) == 0;
 }
 
+static void
+finish_all(SagaRoute *route, dlist_head *calls, dlist_head *done)
+{
+	while (!dlist_is_empty(calls))
+		finish(route, dlist_container(SagaCall, node,
+									  dlist_pop_head_node(calls)), done);
+}
+
 /* The answers of this connection are those of its calls: what has failed has. */
 static void
 believe(SagaRoute *route, Line *line, dlist_head *done)
 {
-	while (!dlist_is_empty(&line->unsure))
-		finish(route, dlist_container(SagaCall, node,
-									  dlist_pop_head_node(&line->unsure)),
-			   done);
+	finish_all(route, &line->unsure, done);
 }
 
-/* They are not, or nobody knows: what has failed may have succeeded. */
+/* It may be otherwise than was answered. */
+static void
+take_doubtful(SagaRoute *route, dlist_head *calls, const SagaError *error,
+			  bool once, dlist_head *done)
+{
+	while (!dlist_is_empty(calls))
+	{
+		SagaCall   *call = dlist_container(SagaCall, node,
+										   dlist_pop_head_node(calls));
+
+		memset(&call->outcome, 0, sizeof(call->outcome));
+		call->result = NULL;
+		call->was_reached = false;
+		take_loss(route, call, error, once, done);
+	}
+}
+
+/* They are not, or nobody knows: what has failed may have succeeded, and what has
+ * succeeded may not have been kept. */
 static void
 doubt(SagaRoute *route, Line *line, bool once, dlist_head *done)
 {
-	SagaError	error = {
+	SagaError	unsure = {
 		.sqlstate = "08007",
 		.message = "the answer of the server was lost",
 		.detail = "It could not be told which of several answers was its own."
 	};
+	SagaError	unsettled = {
+		.sqlstate = "08007",
+		.message = "the answer of the server was lost",
+		.detail = "It was done, but it is not known whether it was kept."
+	};
 
-	while (!dlist_is_empty(&line->unsure))
-	{
-		SagaCall   *call = dlist_container(SagaCall, node,
-										   dlist_pop_head_node(&line->unsure));
-
-		memset(&call->outcome, 0, sizeof(call->outcome));
-		call->was_reached = false;
-		take_loss(route, call, &error, once, done);
-	}
+	take_doubtful(route, &line->unsure, &unsure, once, done);
+	take_doubtful(route, &line->unsettled, &unsettled, once, done);
 }
 
 /* Nothing of what is in flight on it is known. */
@@ -813,7 +983,7 @@ lose_line(SagaRoute *route, Line *line, const SagaError *error, bool once,
 		SagaCall   *call = dlist_container(SagaCall, node,
 										   dlist_pop_head_node(&line->sent));
 
-		if (call->kind == SAGA_CALL_ECHO)
+		if (is_own(call))
 			MemoryContextDelete(call->memory);
 		else
 			take_loss(route, call, error, once, done);
@@ -857,19 +1027,14 @@ abandon(SagaRoute *route, Line *line, dlist_head *done)
 static void
 ask_echo(SagaRoute *route, Line *line)
 {
-	MemoryContext memory = AllocSetContextCreate(route->memory, "saga echo",
-												 ALLOCSET_SMALL_SIZES);
-	SagaCall   *call = MemoryContextAllocZero(memory, sizeof(SagaCall));
+	SagaCall   *call = new_call(route, SAGA_CALL_ECHO, ECHO_TIMEOUT);
 
-	call->memory = memory;
-	call->kind = SAGA_CALL_ECHO;
-	call->timeout = ECHO_TIMEOUT;
 	line->asks_echo = true;
 	send_through(line, call);
 }
 
 static void
-take_success(SagaRoute *route, SagaCall *call,
+take_success(SagaRoute *route, Line *line, SagaCall *call,
 			 const SagaRemoteAnswer *answer, bool once, dlist_head *done)
 {
 	const char *result = NULL;
@@ -889,7 +1054,10 @@ take_success(SagaRoute *route, SagaCall *call,
 		call->result = MemoryContextStrdup(call->memory, result);
 	call->outcome.kind = SAGA_OUTCOME_SUCCEEDED;
 	call->was_reached = true;
-	finish(route, call, done);
+	if (call->soft)
+		dlist_push_tail(&line->unsettled, &call->node);
+	else
+		finish(route, call, done);
 }
 
 static void
@@ -907,16 +1075,30 @@ take_lost(SagaRoute *route, SagaCall *call, const SagaRemoteAnswer *answer,
 	give_up(route, call, &answer->error, answer->too_large, done);
 }
 
-/* What a call takes there: quick to see that it is more than was thought. */
+/* Had the line too many calls, or too few? */
 static void
-learn_service(SagaRoute *route, const SagaRemoteAnswer *answer)
+learn_depth(SagaRoute *route, Line *line, const SagaRemoteAnswer *answer)
 {
-	int64		seen = Max(answer->service, 1);
+	int64		waited = answer->answered_at - answer->sent_at - round_trip(line);
+	int			depth = choose_depth(route, line);
 
-	if (route->service == 0 || seen > 4 * route->service)
-		route->service = (route->service + seen + 1) / 2;
-	else
-		route->service = Max((route->service * 7 + seen) / 8, 1);
+	if (!is_once(line))
+		return;
+	if (waited > LONG_WAIT)
+	{
+		if (!line->was_full)
+			return;
+		route->is_steady = true;
+		depth = Max(depth / 2, 1);
+	}
+	else if (line->was_full && (waited < LITTLE_WAIT ||
+			 saga_connection_in_flight(line->connection) == 0))
+		depth = Min(depth + (route->is_steady ? (depth + 3) / 4 : depth),
+					MAX_DEPTH);
+	else if (route->depth > 0)
+		return;
+	route->depth = depth;
+	line->was_full = false;
 }
 
 /*
@@ -961,8 +1143,9 @@ take_return(SagaRoute *route, Line *line, SagaCall *call,
 {
 	bool		failed = answer->kind == SAGA_REMOTE_FAILED;
 
-	if (failed ? call->kind == SAGA_CALL_ECHO : !is_answer_of(call, answer))
+	if (failed ? is_own(call) : !is_answer_of(call, answer))
 	{
+		route->cannot_settle |= failed && call->kind == SAGA_CALL_SETTLE;
 		distrust(route, line, call, once, done);
 		return;
 	}
@@ -974,15 +1157,18 @@ take_return(SagaRoute *route, Line *line, SagaCall *call,
 	route->failures = 0;
 	if (!failed)
 		believe(route, line, done);
-	if (call->kind == SAGA_CALL_ECHO)
+	if (is_own(call))
 	{
-		line->asks_echo = false;
+		if (call->kind == SAGA_CALL_ECHO)
+			line->asks_echo = false;
+		else
+			finish_all(route, &line->unsettled, done);
 		MemoryContextDelete(call->memory);
 		return;
 	}
 	if (call->kind != SAGA_CALL_FOLLOW)
 	{
-		learn_service(route, answer);
+		learn_depth(route, line, answer);
 		saga_sstate_answered(route->id, answer->answered_at - answer->sent_at,
 							 failed);
 	}
@@ -993,7 +1179,7 @@ take_return(SagaRoute *route, Line *line, SagaCall *call,
 			believe(route, line, done);
 	}
 	else
-		take_success(route, call, answer, once, done);
+		take_success(route, line, call, answer, once, done);
 }
 
 static void
@@ -1011,7 +1197,7 @@ take_answer(SagaRoute *route, Line *line, const SagaRemoteAnswer *answer,
 			break;
 		case SAGA_REMOTE_UNSENT:
 			/* one that was lost before may have been made */
-			if (call->kind == SAGA_CALL_ECHO)
+			if (is_own(call))
 				MemoryContextDelete(call->memory);
 			else if (call->nlost > 0)
 				wait_to_ask(route, call);
@@ -1022,7 +1208,7 @@ take_answer(SagaRoute *route, Line *line, const SagaRemoteAnswer *answer,
 			}
 			break;
 		case SAGA_REMOTE_UNKNOWN:
-			if (call->kind == SAGA_CALL_ECHO)
+			if (is_own(call))
 				MemoryContextDelete(call->memory);
 			else
 				take_lost(route, call, answer, is_once(line), done);
@@ -1058,6 +1244,8 @@ open_line(SagaRoute *route, TimestampTz now, bool follows)
 	line->event = true;
 	dlist_init(&line->sent);
 	dlist_init(&line->unsure);
+	dlist_init(&line->outgoing);
+	dlist_init(&line->unsettled);
 	route->lines[route->nlines++] = line;
 	nlines_of_all++;
 }
@@ -1142,7 +1330,6 @@ welcome(SagaRoute *route, Line *line, TimestampTz now)
 	line->was_ready = true;
 	line->idle_since = now;
 	route->pause_until = 0;
-	route->round_trip = info->round_trip;
 	route->info = *info;
 	if (info->saga_version != NULL)
 	{

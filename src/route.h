@@ -26,7 +26,8 @@ typedef enum SagaCallKind
 	SAGA_CALL_FOLLOW,			/* waits for what children report; no task */
 	SAGA_CALL_REPORT,			/* none: what a child has reported, for a task */
 	SAGA_CALL_FORGET,			/* what is not asked for any more; no task */
-	SAGA_CALL_ECHO				/* the route's own: see route.c */
+	SAGA_CALL_ECHO,				/* the route's own: see route.c */
+	SAGA_CALL_SETTLE			/* likewise */
 } SagaCallKind;
 
 #define SAGA_CALL_PARAMS	10
@@ -59,6 +60,7 @@ typedef struct SagaCall
 	bool		once;			/* as it was sent last: it can be asked again */
 	int			nlost;			/* so many answers of it were lost */
 	char		echo[24];		/* comes back with its answer */
+	bool		soft;			/* done is not kept: see route.c */
 
 	/* what came of it */
 	bool		release;		/* nothing: it was never sent */
@@ -78,12 +80,12 @@ enum
 };
 
 /* Likewise of a call that follows children. */
-#define SAGA_FOLLOW_PARAMS	4
+#define SAGA_FOLLOW_PARAMS	5
 
 enum
 {
 	SAGA_FOLLOW_COORDINATOR, SAGA_FOLLOW_ACKNOWLEDGED, SAGA_FOLLOW_TIMEOUT,
-	SAGA_FOLLOW_ECHO
+	SAGA_FOLLOW_HISTORY, SAGA_FOLLOW_ECHO
 };
 
 /* Likewise of a call that has something forgotten. */
@@ -130,8 +132,8 @@ extern int	saga_route_room(SagaRoute *route, TimestampTz now);
 /* So many it would have room for, if none was in flight. */
 extern int	saga_route_capacity(SagaRoute *route);
 
-/* Send a call, for which there is room. */
-extern void saga_route_send(SagaRoute *route, SagaCall *call);
+/* Send calls, for which there is room; the list is empty then. */
+extern void saga_route_send(SagaRoute *route, dlist_head *calls);
 
 /*
  * There is one connection more for the call that follows children, which lasts
