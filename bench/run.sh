@@ -12,8 +12,10 @@
 #   BENCH_LOCKS    sagas that contend for 10 locks (10000)
 #   BENCH_TASKS    tasks of external steps per run of participants (3000)
 #   BENCH_NOTICES  tasks that a listener waits for (1000)
-#   BENCH_PARTS    "floors begin drain latency fanout locks timers tasks notices
-#                  memory idle"
+#   BENCH_REMOTE   sagas of a remote step per run (10000); the others there
+#   BENCH_CALLING  call for so many seconds (4)
+#   BENCH_PARTS    "floors begin drain latency fanout locks timers remote tasks
+#                  notices memory idle"
 #   BENCH_CONF     further settings of the server, "name=value name=value"
 source "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
 
@@ -30,7 +32,9 @@ contenders=${BENCH_LOCKS:-10000}
 locks=10
 tasks=${BENCH_TASKS:-3000}
 notices=${BENCH_NOTICES:-1000}
-parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers tasks notices memory idle} "
+remote=${BENCH_REMOTE:-10000}
+calling=${BENCH_CALLING:-4}
+parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers remote tasks notices memory idle} "
 items=1000
 
 make_scratch bench
@@ -570,6 +574,143 @@ measure_notices()
 	[ -n "$(value notice_saga_p50)" ] || die "no notice came"
 }
 
+# ---- remote steps beside calls that wait, and beside calls on the spot
+
+latencies="0 1 10 50"
+connections="1 8"
+
+there() { psql -h "$scratch/there" -p "$port_there" "$@"; }
+ask_there() { there -At -c "$1"; }
+
+# A port that nobody listens on.
+free_port()
+{
+	local port
+
+	while
+		port=$((20000 + RANDOM % 30000))
+		(: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null
+	do :; done
+	echo "$port"
+}
+
+# Another server, which has the extension but does not preload it, and what
+# makes it seem far away: it ends when we do.  At 0 ms nothing is between.
+start_there()
+{
+	local ms ports
+
+	port_there=$(free_port)
+	# what it sets points to the other server
+	(start_server there fsync=on synchronous_commit=on shared_buffers=1GB max_wal_size=8GB \
+		checkpoint_timeout=1h shared_preload_libraries= listen_addresses=127.0.0.1 "port=$port_there")
+	# a server that does not ask for a password is none that dblink calls for just anybody
+	as_user sed -i '1i host all bench 127.0.0.1/32 scram-sha-256' "$scratch/there/data/pg_hba.conf"
+	there -d postgres -c "SELECT pg_reload_conf()" -c "CREATE ROLE bench LOGIN PASSWORD 'bench'" \
+		-c "CREATE DATABASE bench OWNER bench" >/dev/null
+	# it need not be preloaded there, and says what that would be for
+	there -c "SET client_min_messages = error" -c "CREATE EXTENSION saga" -c "SELECT saga.grant_remote('bench')" >/dev/null
+	there -U bench -f "$scratch/src/bench/remote.sql" -f "$scratch/src/bench/remote_there.sql"
+
+	as_user gcc -O2 -o "$scratch/delay" "$scratch/src/bench/delay.c"
+	# shellcheck disable=SC2086
+	coproc network { as_user "$scratch/delay" "$port_there" ${latencies#0 }; }
+	read -ra ports <&"${network[0]}"
+	port_at=([0]=$port_there)
+	for ms in ${latencies#0 }; do
+		port_at[ms]=${ports[0]}
+		ports=("${ports[@]:1}")
+	done
+	psql -c "CREATE EXTENSION dblink"
+	as_bench -f "$scratch/src/bench/remote.sql" -f "$scratch/src/bench/remote_here.sql"
+	for ms in $latencies; do
+		psql -c "CREATE SERVER there_$ms FOREIGN DATA WRAPPER dblink_fdw
+				OPTIONS (host '127.0.0.1', port '${port_at[$ms]}', dbname 'bench')" \
+			-c "CREATE USER MAPPING FOR bench SERVER there_$ms OPTIONS (user 'bench', password 'bench')" \
+			-c "GRANT USAGE ON FOREIGN SERVER there_$ms TO bench"
+		as_bench -c "SELECT define_shipping('there_$ms')" >/dev/null
+	done
+}
+
+stop_there()
+{
+	local pid=$network_PID
+
+	exec {network[1]}>&-
+	wait "$pid"
+	stop_server there
+}
+
+# Called often enough that it does not matter: all start alike.
+reset_there()
+{
+	there -U bench -c "TRUNCATE shipments" -c "VACUUM ANALYZE stock"
+	there -c "TRUNCATE saga.barrier" -c CHECKPOINT
+	psql -c CHECKPOINT
+}
+
+# calls NAME SCRIPT CLIENTS PGBENCH'S OPTIONS: of each client from its first
+# answer, for which it may have to connect, to its last.
+calls()
+{
+	local name=$1 script=$2 clients=$3 out
+
+	shift 3
+	reset_there
+	rm -f "$scratch"/tmp/call*
+	out=$(as_user env PGPASSWORD=bench "$bindir/pgbench" -n -M prepared -U bench -c "$clients" -j "$clients" \
+		-T "$calling" -l --log-prefix="$scratch/tmp/call" "$@" -f "$scratch/src/bench/remote_$script.pgbench" bench 2>&1) || die "$out"
+	keep "$name" "$(cat "$scratch"/tmp/call.* | awk '
+		{t = $5 + $6 / 1e6; if (!($1 in n)) from[$1] = t; n[$1]++; to[$1] = t}
+		END {for (c in n) if (n[c] > 1) r += (n[c] - 1) / (to[c] - from[c]); printf "%.1f", r}')"
+}
+
+# shipping NAME DEFINITION: sagas begun in one transaction, from then to the end
+# of the last one.
+shipping()
+{
+	local name=$1 definition=$2 begun
+
+	# the connections are there
+	as_bench -c "SELECT count(saga.begin('$definition', order_to_ship(i))) FROM generate_series(1, 100) i" >/dev/null
+	wait_for_end 100
+	reset_there
+	begun=$(as_bench -At <<-SQL
+		BEGIN;
+		SELECT count(saga.begin('$definition', order_to_ship(i))) FROM generate_series(1, $remote) i \g /dev/null
+		SELECT clock_timestamp();
+		COMMIT;
+	SQL
+	)
+	wait_for_end 600
+	expect "sagas completed" "$(ask "SELECT count(*) FROM saga.sagas
+		WHERE definition = '$definition' AND status = 'completed' AND finished_at >= '$begun'")" "$remote"
+	expect "shipments" "$(ask_there "SELECT count(DISTINCT order_id) || ' of ' || count(*) FROM shipments")" "$remote of $remote"
+	keep_rate "$name" "$remote" "$(ask "SELECT extract(epoch FROM max(finished_at) - '$begun') FROM saga.sagas
+		WHERE definition = '$definition' AND finished_at >= '$begun'")"
+}
+
+set_connections()
+{
+	psql -c "ALTER SYSTEM SET saga.remote_connections_per_server = $1" -c "SELECT pg_reload_conf()" >/dev/null
+	sleep 1
+}
+
+# measure_remote CONNECTIONS MILLISECONDS
+measure_remote()
+{
+	local at="$1 $2" kind
+
+	calls "dblink $at" dblink "$1" -D "server=there_$2"
+	shipping "remote $at" "there_$2"
+	calls "direct $at" direct "$1" -h 127.0.0.1 -p "${port_at[$2]}"
+	shipping "undoable $at" "there_$2_undoable"
+	for kind in remote undoable; do
+		keep_ratio "${kind}_dblink $at" "$kind $at" "dblink $at"
+		keep_ratio "${kind}_direct $at" "$kind $at" "direct $at"
+	done
+}
+
 # The largest private memory of a worker, in kB.
 worker_memory()
 {
@@ -629,6 +770,9 @@ fi
 if want tasks || want notices; then
 	as_bench -f "$scratch/src/bench/tasks.sql"
 fi
+if want remote; then
+	start_there
+fi
 
 for round in $(seq "$rounds"); do
 	progress "round $round of $rounds"
@@ -663,7 +807,19 @@ for round in $(seq "$rounds"); do
 		progress "locks, $contenders sagas"
 		measure_locks
 	fi
+	if want remote; then
+		for n in $connections; do
+			set_connections "$n"
+			for ms in $latencies; do
+				progress "remote, $n connections, $ms ms"
+				measure_remote "$n" "$ms"
+			done
+		done
+	fi
 done
+if want remote; then
+	stop_there
+fi
 if want timers; then
 	progress "timers, $timers sagas"
 	measure_timers
@@ -811,4 +967,39 @@ task_rows()
 }
 if want tasks; then
 	task_rows
+fi
+
+remote_rows()
+{
+	local n ms at
+
+	echo
+	echo "Calls per second of one function in another database, an UPDATE and an INSERT, over as many connections, so many"
+	echo "milliseconds away. \"dblink\": sessions here that call it there and wait; \"direct\": pgbench over there. \"Saga\" is"
+	echo "$remote sagas of one remote step, from their begin to the end of the last: with all the saga's bookkeeping, here and"
+	echo "there; \"undoable\": the step has a compensation. Both servers on this machine; ratios are medians of those of $rounds"
+	echo "rounds."
+	echo
+	printf '| %11s | %4s | %8s | %8s | %8s | %8s | %11s | %8s | %11s | %8s | %9s | %9s |\n' connections ms dblink direct saga \
+		undoable saga/dblink "to reach" saga/direct "to reach" "u./dblink" "u./direct"
+	echo "|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
+	for n in $connections; do
+		for ms in $latencies; do
+			at="$n $ms"
+			printf '| %11s | %4s | %8s | %8s | %8s | %8s | %11s | %8s | %11s | %8s | %9s | %9s |\n' "$n" "$ms" \
+				"$(number 0 "$(value "dblink $at")")" \
+				"$(number 0 "$(value "direct $at")")" \
+				"$(number 0 "$(value "remote $at")")" \
+				"$(number 0 "$(value "undoable $at")")" \
+				"$(number 2 "$(value "remote_dblink $at")")" \
+				"$([ "$ms" != 10 ] || echo 10)" \
+				"$(number 2 "$(value "remote_direct $at")")" \
+				"$([ "$ms" != 0 ] || echo 0.60)" \
+				"$(number 2 "$(value "undoable_dblink $at")")" \
+				"$(number 2 "$(value "undoable_direct $at")")"
+		done
+	done
+}
+if want remote; then
+	remote_rows
 fi
