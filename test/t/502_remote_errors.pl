@@ -180,15 +180,7 @@ sub poll_server
 	my ($columns, $expected, $what, $server) = @_;
 
 	$server ||= 'payments';
-	eval { poll_sql($orders, "SET ROLE app; SELECT $columns FROM saga.servers WHERE server = '$server'", $expected, $what); };
-	if ($@)
-	{
-		diag $orders->safe_psql('postgres', "SELECT * FROM saga.servers");
-		diag $orders->safe_psql('postgres', "SELECT * FROM saga.tasks WHERE status IN ('ready', 'claimed')");
-		diag $orders->safe_psql('postgres', "SELECT * FROM saga.sagas WHERE finished_at IS NULL");
-		diag $orders->safe_psql('postgres', "SELECT * FROM saga.attempts ORDER BY started_at DESC LIMIT 10");
-		die $@;
-	}
+	poll_sql($orders, "SET ROLE app; SELECT $columns FROM saga.servers WHERE server = '$server'", $expected, $what);
 	pass($what);
 	return;
 }
@@ -438,6 +430,7 @@ poll_sql($payments, "SELECT count(*) FROM pg_stat_activity WHERE usename = 'shop
 
 $orders->safe_psql('postgres', "SELECT saga.configure_server('payments', breaker_failures => 3, breaker_pause => '1 h', breaker_max_pause => '1 h')");
 $proxy->refuse;
+$proxy->cut;
 my @broken = map { begin_saga($orders, 'patient at payments') } 1 .. 5;
 poll_server('breaker, unreachable >= 3, last_error IS NOT NULL, last_error_at <= now(), breaker_until > now()', 'open|t|t|t|t', 'the breaker opens');
 $proxy->pass;
