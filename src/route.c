@@ -1497,14 +1497,30 @@ saga_route_nready(const SagaRoute *route)
 	return n;
 }
 
+static int
+count_calls(const dlist_head *calls)
+{
+	dlist_iter	iter;
+	int			n = 0;
+
+	dlist_foreach(iter, unconstify(dlist_head *, calls))
+		n += !is_own(dlist_container(SagaCall, node, iter.cur));
+	return n;
+}
+
 int
 saga_route_in_flight(const SagaRoute *route)
 {
 	int			n = 0;
 
 	for (int i = 0; i < route->nlines; i++)
-		if (!route->lines[i]->follows)
-			n += saga_connection_in_flight(route->lines[i]->connection);
+	{
+		const Line *line = route->lines[i];
+
+		if (!line->follows)
+			n += count_calls(&line->sent) + count_calls(&line->unsure) +
+				count_calls(&line->unsettled);
+	}
 	return n;
 }
 
