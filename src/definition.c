@@ -709,7 +709,6 @@ load_references(SagaDefinition *def, SagaStep *step, SagaStepRule *rule,
 	def->has_exclusive |= rule->exclusive;
 	def->has_concurrency |= step->concurrency > 0;
 	def->has_children |= step->kind == SAGA_KIND_CHILD;
-	def->has_external |= step->kind == SAGA_KIND_EXTERNAL;
 	def->has_remote |= step->server != NULL;
 	def->has_tasks |= saga_step_has_tasks(step);
 	def->rules.has_savepoints |= rule->savepoint;

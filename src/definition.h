@@ -131,7 +131,6 @@ typedef struct SagaDefinition
 	bool		has_exclusive;	/* a step has, or has concurrency */
 	bool		has_concurrency;	/* a step has */
 	bool		has_children;	/* a step is one */
-	bool		has_external;	/* likewise */
 	bool		has_remote;		/* a step is REMOTE, or a CHILD elsewhere */
 	bool		has_tasks;		/* saga_step_has_tasks() of one */
 

@@ -125,7 +125,6 @@ typedef struct Call
 	SagaRemoteCall request;
 	int64		limit;			/* after which it is cancelled there; 0 = none */
 	TimestampTz sent_at;
-	TimestampTz turn_at;		/* when what was before it was done */
 	PGresult   *result;			/* of the statement, if it had no error */
 	PGresult   *error;			/* the first error of all of it */
 	SagaRemoteAnswer answer;	/* when it is in "answers" */
@@ -1875,9 +1874,6 @@ complete_call(SagaConnection *connection, Call *call, TimestampTz now)
 	SagaRemoteAnswer *answer = &call->answer;
 	SagaRemoteAnswerKind kind = SAGA_REMOTE_DONE;
 	answer->answered_at = now;
-	answer->service = now - Max(call->sent_at + connection->info.round_trip,
-								call->turn_at);
-	answer->service = Max(answer->service, 0);
 	if (call->error != NULL)
 	{
 		kind = SAGA_REMOTE_FAILED;
@@ -1934,8 +1930,6 @@ finish_item(SagaConnection *connection, TimestampTz now)
 		info->round_trip = Max(took, 0);
 	if (item->kind == ITEM_SETUP)
 		connection->step = STEP_READY;
-	if (item->kind == ITEM_CALL)
-		item->call->turn_at = connection->answered_at;
 	if (item->is_last)
 		complete_call(connection, item->call, now);
 	connection->answered_at = now;

@@ -84,9 +84,6 @@ typedef struct SagaRemoteAnswer
 	bool		too_large;		/* UNKNOWN: the answer was larger than what is read */
 	TimestampTz sent_at;
 	TimestampTz answered_at;
-	int64		service;		/* DONE, FAILED: microseconds that it took there, as
-								 * far as can be told: without the way, and without
-								 * those before it on this connection */
 } SagaRemoteAnswer;
 
 /* An answer has at most so many bytes, with whatever comes before it. */

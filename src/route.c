@@ -1123,9 +1123,13 @@ static void
 take_back(SagaRoute *route, Line *line, SagaCall *call,
 		  const SagaRemoteAnswer *answer, dlist_head *done)
 {
+	/* those behind it fare the same: that is one failure */
+	if (!line->retired)
+	{
+		saga_sstate_unreachable(route->id, answer->error.message);
+		pause_route(route, answer->answered_at);
+	}
 	line->retired = true;
-	saga_sstate_unreachable(route->id, answer->error.message);
-	pause_route(route, answer->answered_at);
 	/* one that was lost before may have been made */
 	if (call->nlost > 0)
 		wait_to_ask(route, call);
