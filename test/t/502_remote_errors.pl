@@ -474,7 +474,8 @@ poll_saga($orders, $id, 'completed', 'the step when it is not paused any more');
 # its compensation is not begun when the server goes
 shut_gate($orders, 'refusal', 'SELECT pg_advisory_xact_lock(8)');
 my $undone = begin_saga($orders, 'undone at payments');
-poll_sql($orders, "SELECT status FROM saga.steps WHERE saga_id = $undone AND step = 'do'", 'succeeded', 'the action');
+# its step may be seen as succeeded only after the next one, in whose transaction the answer may have been taken
+poll_sql($orders, "SELECT status FROM saga.tasks WHERE saga_id = $undone", 'answered', 'the action');
 $payments->stop('immediate');
 open_gate($orders, 'refusal');
 my %away = map { $_ => begin_saga($orders, 'patient at payments') } qw(cancel pause abandon wait);
