@@ -271,6 +271,8 @@ CREATE TABLE saga.saga_6 PARTITION OF saga.saga FOR VALUES IN (6) WITH (fillfact
 CREATE TABLE saga.saga_7 PARTITION OF saga.saga FOR VALUES IN (7) WITH (fillfactor = 60);
 CREATE INDEX saga_due ON saga.saga (role, due_at, id) WHERE due_at IS NOT NULL;
 COMMENT ON INDEX saga.saga_due IS 'all sagas that are not final, by role and the time they are looked at next';
+CREATE INDEX saga_unfinished ON saga.saga (definition_id, id) WHERE due_at IS NOT NULL;
+COMMENT ON INDEX saga.saga_unfinished IS 'all sagas that are not final, by definition, the oldest first';
 CREATE INDEX saga_parent ON saga.saga (parent_id) WHERE parent_id IS NOT NULL;
 COMMENT ON INDEX saga.saga_parent IS 'the children of one saga';
 
@@ -2047,6 +2049,18 @@ COMMENT ON COLUMN saga.workers.operation IS 'action, compensation or confirmatio
 COMMENT ON COLUMN saga.workers.attempt IS 'number of the attempt';
 COMMENT ON COLUMN saga.workers.since IS 'since when it is in this state';
 
+-- Section: Statistics (S)
+
+-- Section: Health (V)
+
+-- Section: Traces (T)
+
+-- Section: Retention (R)
+
+-- Section: Invariants and alerts (I)
+
+-- Section: Metrics (M)
+
 CREATE FUNCTION saga.result(saga_id bigint) RETURNS jsonb
 LANGUAGE sql STABLE PARALLEL SAFE
 AS $$
@@ -2358,6 +2372,10 @@ END
 $$;
 COMMENT ON FUNCTION saga.explain(bigint) IS
     'where a saga is, what it waits for, what went wrong, and what can be done';
+
+-- Section: Schedules (C)
+
+-- Section: Pictures (P)
 
 ------------------------------------------------------------------------------
 -- Privileges

@@ -65,6 +65,11 @@ missing()
 			command -v node >/dev/null || echo nodejs
 			command -v npm >/dev/null || echo npm
 			PATH=$PATH:/usr/sbin command -v pgbouncer >/dev/null || echo pgbouncer
+			# what watches it: see monitoring/ and saga.report()
+			[ -f "$sharedir/extension/pg_cron.control" ] || echo "postgresql-$version-cron"
+			command -v prometheus >/dev/null || echo prometheus
+			command -v prometheus-postgres-exporter >/dev/null || echo prometheus-postgres-exporter
+			command -v chromium >/dev/null || echo chromium
 			;;
 	esac
 	case $set_name in
@@ -117,12 +122,20 @@ install=("${as_root[@]}" env DEBIAN_FRONTEND=noninteractive
 # postgresql-NN makes a cluster and starts it when it is first installed.
 # Nobody asked for one: the tests have servers of their own.
 no_cluster=
+trap '"${as_root[@]}" rm -f $no_cluster $no_start' EXIT
 if ! [ -d /etc/postgresql ] && [[ $packages == *postgresql-* ]]; then
 	"${install[@]}" postgresql-common </dev/null >&2
 	no_cluster=/etc/postgresql-common/createcluster.d/saga-tests.conf
 	"${as_root[@]}" mkdir -p "${no_cluster%/*}"
-	trap '"${as_root[@]}" rm -f "$no_cluster"' EXIT
 	echo "create_main_cluster = false" | "${as_root[@]}" tee "$no_cluster" >/dev/null
+fi
+
+# Nor for the daemons of monitoring packages: the tests start their own.
+no_start=
+if [[ $packages == *prometheus* ]] && ! [ -e /usr/sbin/policy-rc.d ]; then
+	no_start=/usr/sbin/policy-rc.d
+	printf '#!/bin/sh\nexit 101\n' | "${as_root[@]}" tee "$no_start" >/dev/null
+	"${as_root[@]}" chmod +x "$no_start"
 fi
 
 "${install[@]}" $packages </dev/null >&2
