@@ -14,8 +14,9 @@
 #   BENCH_NOTICES  tasks that a listener waits for (1000)
 #   BENCH_REMOTE   sagas of a remote step per run (10000); the others there
 #   BENCH_CALLING  call for so many seconds (4)
+#   BENCH_WATCHED, BENCH_FINISHED   see monitoring.sh
 #   BENCH_PARTS    "floors begin drain latency fanout locks timers remote tasks
-#                  notices memory idle"
+#                  notices memory monitoring idle"
 #   BENCH_CONF     further settings of the server, "name=value name=value"
 source "$(dirname "${BASH_SOURCE[0]}")/../tools/lib.sh"
 
@@ -34,7 +35,7 @@ tasks=${BENCH_TASKS:-3000}
 notices=${BENCH_NOTICES:-1000}
 remote=${BENCH_REMOTE:-10000}
 calling=${BENCH_CALLING:-4}
-parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers remote tasks notices memory idle} "
+parts=" ${BENCH_PARTS:-floors begin drain latency fanout locks timers remote tasks notices memory monitoring idle} "
 items=1000
 
 make_scratch bench
@@ -759,6 +760,9 @@ measure_idle()
 	keep idle "$(awk -v n="$(($(transactions) - from))" -v s="$idle" 'BEGIN {printf "%.1f", n * 60 / s}')"
 }
 
+# shellcheck source=bench/monitoring.sh
+source "$top/bench/monitoring.sh"
+
 psql -d postgres -c "CREATE ROLE bench LOGIN" -c "CREATE DATABASE bench OWNER bench"
 psql -c "CREATE EXTENSION pg_walinspect" -c "CREATE EXTENSION saga" -c "SELECT saga.grant_usage('bench')" >/dev/null
 as_bench -f "$scratch/src/bench/schema.sql"
@@ -816,6 +820,10 @@ for round in $(seq "$rounds"); do
 			done
 		done
 	fi
+	if want monitoring; then
+		progress "monitoring, $watched sagas"
+		measure_watched "$round"
+	fi
 done
 if want remote; then
 	stop_there
@@ -845,6 +853,10 @@ fi
 if want memory; then
 	progress "memory, $memory sagas"
 	measure_memory
+fi
+if want monitoring; then
+	progress "monitoring, $finished sagas that have ended"
+	measure_views
 fi
 if want idle; then
 	progress "idle, $idle s"
@@ -1002,4 +1014,7 @@ remote_rows()
 }
 if want remote; then
 	remote_rows
+fi
+if want monitoring; then
+	monitoring_rows
 fi
