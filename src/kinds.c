@@ -811,17 +811,26 @@ saga_kind_turning_back(Saga *saga)
 
 /* ---- operations ---------------------------------------------------------- */
 
+/* When it began, if that is not known yet; before its end is computed, so that
+ * it never seems to have taken less than it was to take. */
 static void
-start_timer(Saga *saga, const SagaTask *task, TimestampTz time)
+note_beginning(Saga *saga, const SagaTask *task, TimestampTz when)
 {
-	int64		duration = step_of(saga, task)->duration;
 	SagaOpRow  *row = saga_record_row(saga, task);
 
-	/* first, so that it never seems to have taken less than its duration */
 	if (row->started_at == 0)
-		row->started_at = GetCurrentTimestamp();
-	/* "time" is 0 where no function was called for it */
-	start(saga, task, time != 0 ? time : GetCurrentTimestamp() + duration);
+		row->started_at = when;
+}
+
+/* "outcome" and "time" are what the function has said that was called for it. */
+static void
+start_timer(Saga *saga, const SagaTask *task, const SagaOutcome *outcome,
+			TimestampTz time)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	note_beginning(saga, task, outcome != NULL ? outcome->started_at : now);
+	start(saga, task, time != 0 ? time : now + step_of(saga, task)->duration);
 }
 
 static void
@@ -830,9 +839,12 @@ start_signal(Saga *saga, const SagaTask *task)
 	SagaOpRow  *row = saga_record_row(saga, task);
 
 	if (saga_record_op(saga, task)->signalled)
+	{
 		succeed(saga, task, row->result);
-	else
-		start(saga, task, after(step_of(saga, task)->duration));
+		return;
+	}
+	note_beginning(saga, task, GetCurrentTimestamp());
+	start(saga, task, after(step_of(saga, task)->duration));
 }
 
 void
@@ -847,7 +859,7 @@ saga_kind_succeeded(Saga *saga, const SagaTask *task,
 		operate_child(saga, task, outcome);
 	else if (kind == SAGA_KIND_TIMER &&
 			 task->operation == SAGA_OPERATION_ACTION)
-		start_timer(saga, task, time);
+		start_timer(saga, task, outcome, time);
 	else if (kind == SAGA_KIND_SIGNAL &&
 			 task->operation == SAGA_OPERATION_ACTION)
 		start_signal(saga, task);
