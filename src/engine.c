@@ -475,8 +475,15 @@ run_group(SagaRun *run, SagaMember **members, int n)
 static void
 give_back(SagaMember *member)
 {
+	const Saga *saga = member->saga;
+
 	if (saga_executor_release(member->ref.id))
 		member->active = true;
+	/* it fell due while we still had it, when who looks for such passes over it */
+	else if (saga != NULL && saga->branch == NULL && !saga->ended &&
+			 !saga_status_is_final(saga->state.status) &&
+			 saga->due_at <= GetCurrentTimestamp())
+		saga_due_at(saga->role, saga->due_at);
 }
 
 /* Give back one that has more to do, for any worker of the role. */
