@@ -121,7 +121,8 @@ SELECT saga.define('steps_context',
     saga.step('third', 'steps_test.refuse'));
 SELECT saga.begin('steps_context', '{"write": null, "use_pair": 1}', key => 'a key', traceparent => '00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01') AS id \gset
 SELECT saga_test.outcome(:id);
-CREATE FUNCTION steps_test.hide(jsonb) RETURNS text LANGUAGE sql RETURN regexp_replace(jsonb_pretty($1), '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', 'TOKEN', 'g');
+CREATE FUNCTION steps_test.hide(jsonb) RETURNS text LANGUAGE sql 
+    RETURN regexp_replace(regexp_replace(jsonb_pretty($1), '[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}', 'TOKEN', 'g'), '(-0af7651916cd43dd8448eb211c80319c)-[0-9a-f]{16}-', '\1-SPAN-', 'g');
 SELECT step, operation, steps_test.hide(result) FROM saga.steps WHERE saga_id = :id ORDER BY position, operation;
 -- The same key for all attempts of an operation, and made of the same token.
 SELECT a.detail = s.result ->> 'idempotency_key' AS same, replace(a.detail, 'action', 'compensation') = c.result ->> 'idempotency_key' AS same_token

@@ -112,11 +112,12 @@ SELECT queue, status, saga_id = :id AS its, definition, step, element, operation
 FROM saga.tasks WHERE saga_id = :id;
 SELECT saga_test.waits_for(:id) IS NOT NULL AS waits;
 SELECT *, lease_until > now() + interval '59 s' AS minute, pg_typeof(id), pg_typeof(lease_token)
-FROM (SELECT definition, step, element, operation, task, attempt, traceparent, lease_until, id, lease_token,
-             saga_id = :id AS its, payload ->> 'idempotency_key' = idempotency_key AS keyed
+FROM (SELECT definition, step, element, operation, task, attempt, lease_until, id, lease_token,
+             saga_id = :id AS its, payload ->> 'idempotency_key' = idempotency_key AS keyed,
+             traceparent ~ '^00-0af7651916cd43dd8448eb211c80319c-[0-9a-f]{16}-01$' AND payload ->> 'traceparent' = traceparent AS traced
       FROM saga.claim_tasks('tasks', lease => '1 min', participant => 'host/1')) t \gset claimed_
 \echo :claimed_definition :claimed_step :claimed_element :claimed_operation :claimed_task :claimed_attempt
-\echo :claimed_traceparent :claimed_its :claimed_keyed
+\echo :claimed_traced :claimed_its :claimed_keyed
 SELECT status, claimed_at <= now() AS claimed, lease_until = :'claimed_lease_until' AS lease, expires_at, participant, extensions, cancel_requested
 FROM saga.tasks WHERE saga_id = :id;
 -- Nobody else gets it.
@@ -133,12 +134,12 @@ SELECT saga.define('task_payload',
     saga.step('local', 'saga_test.echo', after => '{first}'),
     saga.external_step('outside', 'tasks', after => '{first}'));
 SELECT saga.begin('task_payload', '{"a": [1, {"b": null}], "text": "\u00e4\n\""}', key => 'payload') AS id \gset
-SELECT id AS task, lease_token AS token, payload - 'step' - 'idempotency_key' AS payload, payload ->> 'step' AS step, task AS told
+SELECT id AS task, lease_token AS token, payload - 'step' - 'idempotency_key' - 'traceparent' AS payload, payload ->> 'step' AS step, task AS told
 FROM saga_test.take('tasks') \gset
 \echo :step :told
 SELECT saga.complete_task(:task, :'token');
 SELECT saga_test.outcome(:id);
-SELECT result - 'step' - 'idempotency_key' = :'payload' AS same, result ? 'results' AS whole
+SELECT result - 'step' - 'idempotency_key' - 'traceparent' = :'payload' AS same, result ? 'results' AS whole
 FROM saga.steps WHERE saga_id = :id AND step = 'local';
 SELECT step, status, result FROM saga.steps WHERE saga_id = :id AND step = 'outside';
 

@@ -289,7 +289,7 @@ push_results(JsonbParseState **state, const SagaCallRequest *request)
 /* In the order in which jsonb keeps keys, so that they need not be sorted. */
 Jsonb *
 saga_binding_context(const SagaCallRequest *request,
-					 const char *idempotency_key)
+					 const char *idempotency_key, const char *traceparent)
 {
 	JsonbParseState *state = NULL;
 	JsonbValue *object;
@@ -309,7 +309,7 @@ saga_binding_context(const SagaCallRequest *request,
 	push_integer(&state, "saga_id", request->saga_id);
 	push_text(&state, "operation", saga_operation_name(request->operation));
 	push_text(&state, "definition", request->definition->name);
-	push_text(&state, "traceparent", request->traceparent);
+	push_text(&state, "traceparent", traceparent);
 	push_text(&state, "idempotency_key", idempotency_key);
 	if (request->outcome_unknown)
 	{
@@ -324,9 +324,11 @@ saga_binding_context(const SagaCallRequest *request,
 
 void
 saga_binding_give_context(SagaBinding *binding, const SagaCallRequest *request,
-						  const char *idempotency_key)
+						  const char *idempotency_key,
+						  const char *traceparent)
 {
-	Jsonb	   *context = saga_binding_context(request, idempotency_key);
+	Jsonb	   *context = saga_binding_context(request, idempotency_key,
+											   traceparent);
 
 	Assert(binding->takes_context);
 	binding->values->params[0].value = JsonbPGetDatum(context);

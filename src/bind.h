@@ -53,14 +53,17 @@ extern void saga_binding_evaluate(SagaBinding *binding,
 /* Likewise, if it takes the context. */
 extern void saga_binding_give_context(SagaBinding *binding,
 									  const SagaCallRequest *request,
-									  const char *idempotency_key);
+									  const char *idempotency_key,
+									  const char *traceparent);
 
 /*
  * The context: what a function that takes one jsonb gets, and a participant.
- * In CurrentMemoryContext; runs no code of the user, so anybody may call it.
+ * "traceparent" is the operation's.  In CurrentMemoryContext; runs no code of the
+ * user, so anybody may call it.
  */
 extern Jsonb *saga_binding_context(const SagaCallRequest *request,
-								   const char *idempotency_key);
+								   const char *idempotency_key,
+								   const char *traceparent);
 
 /* The name of a parameter, from 0. */
 extern const char *saga_binding_name(const SagaBinding *binding, int i);

@@ -73,7 +73,9 @@
 #include "call.h"
 #include "errcodes.h"
 #include "guc.h"
+#include "log.h"
 #include "owner.h"
+#include "trace.h"
 
 /* In a batch the timer looks around so often, in milliseconds, ... */
 #define BATCH_TICK	2
@@ -709,7 +711,8 @@ bind_arguments(SagaBinding *binding, const SagaCallRequest *request,
 														step_of(request)->name,
 														request->element,
 														request->round,
-														request->operation));
+														request->operation),
+							  saga_trace_of_operation(request));
 }
 
 /*
@@ -1033,7 +1036,18 @@ end_failed(const SagaCallRequest *request, const SessionState *session,
 	FreeErrorData(edata);
 }
 
-/* Names the operation in every error beneath. */
+/* Is it a message of the operation, not an error?  Its class says so. */
+static bool
+is_message(int sqlstate)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return category == ERRCODE_SUCCESSFUL_COMPLETION ||
+		category == ERRCODE_WARNING;
+}
+
+/* Names the operation in every error beneath; in what goes to the log only, in
+ * the form of our own lines there. */
 static void
 add_context(void *arg pg_attribute_unused())
 {
@@ -1041,6 +1055,11 @@ add_context(void *arg pg_attribute_unused())
 
 	if (request == NULL)
 		return;
+	if (is_message(geterrcode()))
+	{
+		errcontext("%s", saga_log_describe_call(request));
+		return;
+	}
 	if (running.call != NULL && running.call->binding.converting != NULL)
 		errcontext("parameter \"%s\"", running.call->binding.converting);
 	if (running.in_condition)

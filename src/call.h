@@ -37,7 +37,7 @@ typedef struct SagaCallRequest
 	int64		saga_id;
 	const pg_uuid_t *token;
 	const char *key;			/* may be NULL */
-	const char *traceparent;	/* may be NULL */
+	const char *traceparent;	/* that the saga was begun with; may be NULL */
 	const Jsonb *input;
 	const Jsonb *const *results;	/* of the actions, by position; NULL = none.
 									 * Only those before the step are used */

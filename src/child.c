@@ -45,7 +45,7 @@ saga_child_may_be(const SagaDefinition *definition, int depth, bool undoable,
 
 Jsonb *
 saga_child_make_context(const Saga *parent, const SagaTask *task,
-						const Jsonb *input)
+						const Jsonb *input, const char *traceparent)
 {
 	SagaJsonWriter writer = NULL;
 
@@ -58,7 +58,7 @@ saga_child_make_context(const Saga *parent, const SagaTask *task,
 	saga_json_put_int(&writer, "depth", parent->depth);
 	saga_json_put_bool(&writer, "undoable",
 					   parent->definition->rules.steps[task->step].has_compensation);
-	saga_json_put_string(&writer, "traceparent", parent->traceparent);
+	saga_json_put_string(&writer, "traceparent", traceparent);
 	return saga_json_finish_object(&writer);
 }
 

@@ -23,10 +23,12 @@ extern bool saga_child_may_be(const SagaDefinition *definition, int depth,
 							  bool undoable, SagaError *error);
 
 /* What the parent says of itself, and for the child, when the two are in two
- * databases; "input" NULL = as it is without a function for it. */
+ * databases; "input" NULL = as it is without a function for it.  "traceparent"
+ * is the operation's. */
 extern Jsonb *saga_child_make_context(const Saga *parent,
 									  const SagaTask *task,
-									  const Jsonb *input);
+									  const Jsonb *input,
+									  const char *traceparent);
 
 /* What a child says of itself. */
 typedef struct SagaChildReport

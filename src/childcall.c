@@ -40,6 +40,7 @@
 #include "participate.h"
 #include "shared.h"
 #include "store.h"
+#include "trace.h"
 
 PG_FUNCTION_INFO_V1(saga_participate_child);
 PG_FUNCTION_INFO_V1(saga_follow_children);
@@ -63,7 +64,7 @@ typedef struct ChildContext
 	int			attempt;
 	int			depth;			/* so many sagas are above the parent */
 	bool		undoable;		/* the step may have to be compensated */
-	const char *traceparent;	/* may be NULL */
+	const char *traceparent;	/* of the step; NULL = it is a trace of its own */
 } ChildContext;
 
 typedef struct ChildCall
@@ -117,7 +118,8 @@ read_context(Jsonb *json, ChildContext *context)
 	context->undoable = !saga_json_get(object, "undoable", &value) ||
 		value.type != jbvBool || value.val.boolean;
 	context->traceparent = NULL;
-	if (saga_json_get(object, "traceparent", &value) && value.type == jbvString)
+	if (saga_json_get(object, "traceparent", &value) && value.type == jbvString &&
+		saga_trace_is_valid(saga_json_string(&value)))
 		context->traceparent = saga_json_string(&value);
 }
 

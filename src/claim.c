@@ -31,6 +31,7 @@
 #include "store.h"
 #include "task.h"
 #include "taskrow.h"
+#include "trace.h"
 
 /* A claim that finds its first task only after so long begins the next time
  * where it ended: microseconds, ... */
@@ -167,6 +168,7 @@ saga_of_task(Claiming *claiming, const SagaTaskRow *row)
 {
 	int64		id = DatumGetInt64(row->values[TASK_SAGA_ID]);
 	int16		slot = DatumGetInt16(row->values[TASK_SLOT]);
+	SagaTable  *table;
 	MemoryContext old;
 
 	if (claiming->saga_id == id)
@@ -174,7 +176,10 @@ saga_of_task(Claiming *claiming, const SagaTaskRow *row)
 	MemoryContextReset(claiming->saga_memory);
 	/* the tables outlive the saga */
 	old = MemoryContextSwitchTo(claiming->memory);
-	(void) saga_tables_get(&claiming->sagas, SAGA_TABLE_SAGA, slot);
+	table = saga_store_locate(&claiming->sagas, claiming->tasks.snapshot, id,
+							  slot);
+	if (table != NULL)
+		slot = DatumGetInt16(table->slot->tts_values[SAGA_SLOT]);
 	(void) saga_tables_get(&claiming->sagas, SAGA_TABLE_STEP, slot);
 	MemoryContextSwitchTo(claiming->saga_memory);
 	claiming->saga = saga_store_peek_at(&claiming->sagas,
@@ -290,9 +295,12 @@ make_payload(const Saga *saga, const SagaTask *task, const SagaTaskRow *row,
 													   task->element,
 													   request.round,
 													   task->operation);
+	claim->traceparent = saga_trace_of_operation(&request);
 	claim->payload = claim->definition_step->kind == SAGA_KIND_CHILD ?
-		saga_child_make_context(saga, task, input_of(row)) :
-		saga_binding_context(&request, claim->idempotency_key);
+		saga_child_make_context(saga, task, input_of(row),
+								claim->traceparent) :
+		saga_binding_context(&request, claim->idempotency_key,
+							 claim->traceparent);
 }
 
 /* Give the row to the participant, and tell it what is to be done. */
@@ -313,7 +321,6 @@ claim_row(Claiming *claiming, const Saga *saga, const SagaTask *task,
 		.task = step->kind == SAGA_KIND_CHILD ? step->child :
 		step->task[task->operation],
 		.attempt = task->attempt,
-		.traceparent = saga->traceparent,
 		.definition_step = step,
 		.token = &saga->token,
 		.begun_at = saga->created_at,

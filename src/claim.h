@@ -35,7 +35,7 @@ typedef struct SagaClaim
 	Jsonb	   *payload;
 	int			attempt;
 	const char *idempotency_key;
-	const char *traceparent;	/* may be NULL */
+	const char *traceparent;	/* of the operation; NULL with "aside" */
 	TimestampTz lease_until;
 
 	/* for the courier */

@@ -595,7 +595,8 @@ finish_forget(SagaCall *call)
 		ereport(LOG,
 				errmsg("server \"%s\" could not be told which sagas it may forget: %s",
 					   saga_route_server(queue->route),
-					   call->outcome.error.message));
+					   call->outcome.error.message),
+				errcontext("%s", saga_route_describe(queue->route)));
 	MemoryContextDelete(call->memory);
 }
 
@@ -866,7 +867,8 @@ note_info(Queue *queue)
 		ereport(LOG,
 				errmsg("saga courier has reached server \"%s\" as role \"%s\" again",
 					   saga_route_server(queue->route),
-					   saga_route_role_name(queue->route)));
+					   saga_route_role_name(queue->route)),
+				errcontext("%s", saga_route_describe(queue->route)));
 	queue->in_trouble = false;
 }
 
@@ -1064,7 +1066,8 @@ serve_error(Queue *queue)
 					   saga_route_role_name(queue->route), error->message),
 				error->detail == NULL ? 0 :
 				errdetail_internal("%s", error->detail),
-				errhint("This is logged once, until it can be reached."));
+				errhint("This is logged once, until it can be reached."),
+				errcontext("%s", saga_route_describe(queue->route)));
 	queue->in_trouble = true;
 	if (!passing)
 	{

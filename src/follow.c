@@ -228,7 +228,8 @@ settle_aside(SagaFollow *follow, const SagaCall *call,
 					   saga_route_server(follow->route),
 					   outcome->error.message),
 				errdetail("They are of step \"%s\".",
-						  call->params[SAGA_PARAM_STEP]));
+						  call->params[SAGA_PARAM_STEP]),
+				errcontext("%s", saga_route_describe(follow->route)));
 }
 
 /* Is the extension not there, or not for this role? */
@@ -533,7 +534,8 @@ note_failure(SagaFollow *follow, const SagaOutcome *outcome)
 				   saga_route_server(follow->route),
 				   saga_route_role_name(follow->route),
 				   outcome->error.message),
-			errhint("This is logged once, until they can be."));
+			errhint("This is logged once, until they can be."),
+			errcontext("%s", saga_route_describe(follow->route)));
 }
 
 void

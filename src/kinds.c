@@ -50,6 +50,7 @@
 #include "record.h"
 #include "server.h"
 #include "task.h"
+#include "trace.h"
 
 /* How long the answer of a call is waited for that is cancelled. */
 #define CANCEL_GRACE	(10 * USECS_PER_SEC)
@@ -208,6 +209,7 @@ begin_child(Saga *saga, const SagaTask *task, Jsonb *input)
 {
 	const SagaStep *step = step_of(saga, task);
 	const SagaDefinition *definition;
+	SagaCallRequest request;
 	ErrorData  *data = NULL;
 	SagaError	error;
 	int64		id;
@@ -224,9 +226,11 @@ begin_child(Saga *saga, const SagaTask *task, Jsonb *input)
 		(void) saga_record_final_failure(saga, task, &error);
 		return;
 	}
+	request = saga_record_request(saga, task);
 	id = saga_store_begin_child(saga, task->step, task->element, definition,
 								input,
-								saga_definition_deadline(definition, 0));
+								saga_definition_deadline(definition, 0),
+								saga_trace_of_operation(&request));
 	start(saga, task, DT_NOEND);
 	saga_record_row(saga, task)->child_id = id;
 }

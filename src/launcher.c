@@ -56,6 +56,7 @@
 
 #include "compat.h"
 #include "guc.h"
+#include "log.h"
 #include "process.h"
 #include "qstate.h"
 #include "shared.h"
@@ -309,12 +310,21 @@ set_blocked(SagaProcessKind kind, Oid database, Oid role, SagaBlocked blocked,
 				errmsg("cannot start saga worker for role \"%s\" in database \"%s\": %s",
 					   NameStr(subject->role), NameStr(subject->database),
 					   saga_blocked_text(blocked)),
-				errdetail("The sagas of this role wait."));
+				errdetail("The sagas of this role wait."),
+				errcontext("%s",
+						   saga_log_describe_names("role", NameStr(subject->role),
+												   "database",
+												   NameStr(subject->database),
+												   NULL)));
 	else
 		ereport(LOG,
 				errmsg("cannot start saga processes in database \"%s\": %s",
 					   NameStr(subject->database),
-					   saga_blocked_text(blocked)));
+					   saga_blocked_text(blocked)),
+				errcontext("%s",
+						   saga_log_describe_names("database",
+												   NameStr(subject->database),
+												   NULL)));
 }
 
 /* Say once that there is no slot left. */

@@ -73,8 +73,10 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "alert.h"
 #include "json.h"
 #include "locks.h"
+#include "log.h"
 #include "owner.h"
 #include "shared.h"
 #include "statement.h"
@@ -477,8 +479,7 @@ static SagaStatement find_rows = {
 	" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2)) u(id, turn)"
 	" CROSS JOIN LATERAL"
 	"  (SELECT k.* FROM saga.lock k WHERE k.saga_id = u.id OFFSET 0) l"
-	" WHERE EXISTS (SELECT FROM saga.saga s WHERE s.id = l.saga_id"
-	"               AND s.slot = l.slot AND s.turn = u.turn OFFSET 0)",
+	" WHERE " SAGA_OF("l", "s.turn") " = u.turn",
 	2, {INT8ARRAYOID, INT8ARRAYOID}, NULL
 };
 static SagaStatement delete_all = {
@@ -1179,8 +1180,8 @@ static SagaStatement find_limit = {
 	1, {INT4OID}, NULL
 };
 static SagaStatement find_alert = {
-	"SELECT FROM saga.alert WHERE kind = 'deadlock'",
-	0, {0}, NULL
+	"SELECT FROM saga.condition c WHERE c.kind = 'deadlock' AND c.saga_id = $1",
+	1, {INT8OID}, NULL
 };
 
 /* One tree that was reached, and how. */
@@ -1484,36 +1485,64 @@ describe_circle(const List *circle, int64 root)
 	return saga_json_finish_object(&writer);
 }
 
+static char *
+list_sagas(const List *circle)
+{
+	StringInfoData ids;
+	ListCell   *cell;
+
+	initStringInfo(&ids);
+	foreach(cell, circle)
+		appendStringInfo(&ids, "%s%lld", ids.len > 0 ? ", " : "",
+						 (long long) ((Member *) lfirst(cell))->root);
+	return ids.data;
+}
+
+static char *
+list_locks(const List *circle)
+{
+	StringInfoData locks;
+	ListCell   *cell;
+
+	initStringInfo(&locks);
+	foreach(cell, circle)
+		appendStringInfo(&locks, "%s\"%s\"", locks.len > 0 ? ", " : "",
+						 ((Member *) lfirst(cell))->lock);
+	return locks.data;
+}
+
 /* None of them can go back: that is for a person, unless he was told. */
 static void
 send_alert(const List *circle, const Saga *youngest)
 {
+	Datum		id = Int64GetDatum(youngest->ref.id);
 	SagaOwnerSwitch owner;
-	StringInfoData ids;
-	StringInfoData locks;
-	ListCell   *cell;
+	char	   *message;
 	bool		told;
 
 	saga_owner_enter(&owner);
-	told = saga_statement_run(&find_alert, NULL, NULL, false, 1) > 0;
+	told = saga_statement_run(&find_alert, &id, NULL, false, 1) > 0;
 	saga_owner_leave(&owner);
 	if (told)
 		return;
-	initStringInfo(&ids);
-	initStringInfo(&locks);
-	foreach(cell, circle)
-	{
-		const Member *member = lfirst(cell);
+	message = psprintf("sagas %s wait for each other, and none of them can go back: %s",
+					   list_sagas(circle), list_locks(circle));
+	saga_alert_saga_on(youngest, SAGA_ALERT_DEADLOCK, message);
+	ereport(LOG,
+			errmsg_internal("%s", message),
+			errhint("Use saga.abandon() for one of them."),
+			errcontext("%s", saga_log_describe(youngest, NULL)));
+}
 
-		appendStringInfo(&ids, "%s%lld", ids.len > 0 ? ", " : "",
-						 (long long) member->root);
-		appendStringInfo(&locks, "%s\"%s\"", locks.len > 0 ? ", " : "",
-						 member->lock);
-	}
-	saga_store_alert(youngest, "deadlock",
-					 psprintf("sagas %s wait for each other, and none of them can go back: %s",
-							  ids.data, locks.data));
-	saga_wake_coordinator();
+static void
+log_broken_circle(const List *circle, const Saga *saga)
+{
+	ereport(LOG,
+			errmsg("saga %lld goes back, since sagas wait for each other's locks",
+				   (long long) saga->ref.id),
+			errdetail("They are sagas %s, and wait for %s.",
+					  list_sagas(circle), list_locks(circle)),
+			errcontext("%s", saga_log_describe(saga, NULL)));
 }
 
 /*
@@ -1553,6 +1582,7 @@ break_circle(const List *circle, int64 *gone)
 			saga_store_post_to(member->root, "deadlock", NULL, -1,
 							   describe_circle(circle, member->root)))
 		{
+			log_broken_circle(circle, member->saga);
 			*gone = member->root;
 			return true;
 		}
@@ -1656,8 +1686,7 @@ saga_locks_break_circles(const int64 *roots, int n)
 /* ---- the sweep --------------------------------------------------------------- */
 
 #define IS_GONE \
-	" NOT EXISTS (SELECT FROM saga.saga s WHERE s.id = l.saga_id" \
-	"             AND s.slot = l.slot AND s.due_at IS NOT NULL)"
+	" " SAGA_OF("l", "s.due_at") " IS NULL"
 
 /* None in a copy of another database's files, whose sagas are not ours. */
 static SagaStatement find_neglected = {

@@ -14,6 +14,7 @@
 #include "errcodes.h"
 #include "json.h"
 #include "record.h"
+#include "stats.h"
 
 SagaEvent
 saga_record_make_event(SagaEventKind kind, const SagaTask *task)
@@ -201,6 +202,22 @@ is_passing(const Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 													   task->operation));
 }
 
+/* It has ended as "succeeded" says.  One that nobody carried out, but was waited
+ * for, has no times of its own: it took as long as the wait. */
+static void
+count_attempt(const Saga *saga, const SagaTask *task,
+			  const SagaOutcome *outcome, bool succeeded)
+{
+	const SagaStep *step = &saga->definition->steps[task->step];
+	TimestampTz since = outcome->started_at;
+
+	if (since == outcome->finished_at && step->kind != SAGA_KIND_LOCAL)
+		since = saga_record_row(saga, task)->started_at;
+	saga_stats_attempt(saga->definition->name, saga->definition->id,
+					   step->name, task->step, task->operation, succeeded,
+					   outcome->finished_at - since);
+}
+
 /* The attempt is kept with its whole error. */
 static void
 keep_failure(Saga *saga, const SagaTask *task, int round, bool passing,
@@ -212,6 +229,7 @@ keep_failure(Saga *saga, const SagaTask *task, int round, bool passing,
 	row->finished_at = outcome->finished_at;
 	row->error = error_to_jsonb(NULL, NULL, &outcome->error);
 	saga_record_mark(saga, task);
+	count_attempt(saga, task, outcome, false);
 	add_attempt(saga, task, round, passing, outcome);
 	if (saga->state.backward || saga->state.status == SAGA_STATUS_STUCK)
 		saga_record_cause(saga, task, &outcome->error);
@@ -257,6 +275,7 @@ record_success(Saga *saga, const SagaTask *task, const SagaOutcome *outcome)
 	row->finished_at = outcome->finished_at;
 	row->result = outcome->result;
 	saga_record_mark(saga, task);
+	count_attempt(saga, task, outcome, true);
 	if (task->operation == SAGA_OPERATION_ACTION &&
 		saga->definition->steps[task->step].foreach.text == NULL)
 		saga->results[task->step] = outcome->result;

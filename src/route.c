@@ -46,6 +46,7 @@
 
 #include "errcodes.h"
 #include "guc.h"
+#include "log.h"
 #include "participate.h"
 #include "route.h"
 #include "sstate.h"
@@ -268,6 +269,13 @@ const char *
 saga_route_server(const SagaRoute *route)
 {
 	return route->server;
+}
+
+char *
+saga_route_describe(const SagaRoute *route)
+{
+	return saga_log_describe_names("server", saga_route_server(route),
+								   "role", saga_route_role_name(route), NULL);
 }
 
 Oid

@@ -108,6 +108,9 @@ extern Oid	saga_route_role(const SagaRoute *route);
 extern const char *saga_route_role_name(const SagaRoute *route);
 extern const char *saga_route_server(const SagaRoute *route);
 
+/* The two for a line of the log: see log.h. */
+extern char *saga_route_describe(const SagaRoute *route);
+
 /* The foreign server's OID; InvalidOid if that is not known. */
 extern Oid	saga_route_server_oid(const SagaRoute *route);
 
