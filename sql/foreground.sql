@@ -65,16 +65,16 @@ CALL saga.recover();
 -- In PL/pgSQL, where it may commit.
 SELECT saga.begin('fore_write', '{"what": "in a procedure"}') AS id \gset
 DO $$
-DECLARE operations bigint; finished bigint;
+DECLARE operations bigint; finished bigint; remaining boolean; leases bigint; woken bigint; unserved text[];
 BEGIN
-    CALL saga.recover(10, '10 s', operations, finished);
-    RAISE NOTICE '% operations, % finished', operations, finished;
+    CALL saga.recover(10, '10 s', operations, finished, remaining, leases, woken, unserved);
+    RAISE NOTICE '% operations, % finished, remaining %', operations, finished, remaining;
 END
 $$;
 -- Alerts are sent.
 LISTEN saga_alert;
 SELECT saga.begin('fore_stuck', '{"what": "six"}') AS id \gset
-\o |sed -n 's/"id": [0-9]*, //; s/ received from server process with PID [0-9]*//p'
+\o |sed -n 's/"at": "[^"]*", "id": [0-9]*, //; s/ received from server process with PID [0-9]*//p'
 CALL saga.recover();
 SELECT 1;
 \o
@@ -99,7 +99,7 @@ CALL saga.recover();
 ROLLBACK;
 CREATE FUNCTION foreground_test.run(id bigint) RETURNS text LANGUAGE plpgsql AS $$ DECLARE s text; BEGIN CALL saga.run(id, s); RETURN s; END $$;
 SELECT foreground_test.run(:id);
-CREATE PROCEDURE foreground_test.recover_as_definer(INOUT o bigint, INOUT f bigint) LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN CALL saga.recover(1, '1 s', o, f); END $$;
+CREATE PROCEDURE foreground_test.recover_as_definer(INOUT o bigint, INOUT f bigint) LANGUAGE plpgsql SECURITY DEFINER AS $$ DECLARE r boolean; l bigint; w bigint; u text[]; BEGIN CALL saga.recover(1, '1 s', o, f, r, l, w, u); END $$;
 CALL foreground_test.recover_as_definer(NULL, NULL);
 SET default_transaction_read_only = on;
 CALL saga.recover();
@@ -124,7 +124,7 @@ CALL saga.run(:others);
 CALL saga.recover();
 SELECT status, started_at FROM saga.sagas WHERE saga_id = :others;
 -- In a step.
-CREATE FUNCTION foreground_test.nested() RETURNS text LANGUAGE plpgsql AS $$ DECLARE o bigint; f bigint; BEGIN CALL saga.recover(1, '1 s', o, f); RETURN o; END $$;
+CREATE FUNCTION foreground_test.nested() RETURNS text LANGUAGE plpgsql AS $$ DECLARE o bigint; f bigint; r boolean; l bigint; w bigint; u text[]; BEGIN CALL saga.recover(1, '1 s', o, f, r, l, w, u); RETURN o; END $$;
 SELECT saga.define('fore_nested', saga.step('nested', 'foreground_test.nested'));
 SELECT saga.begin('fore_nested') AS id \gset
 CALL saga.run(:id);
@@ -202,9 +202,13 @@ DECLARE
     patience constant timestamptz := clock_timestamp() + '1 min';
     operations bigint;
     finished bigint;
+    remaining boolean;
+    leases bigint;
+    woken bigint;
+    unserved text[];
 BEGIN
     LOOP
-        CALL saga.recover(most, '10 s', operations, finished);
+        CALL saga.recover(most, '10 s', operations, finished, remaining, leases, woken, unserved);
         status := (SELECT s.status FROM saga.sagas s WHERE s.saga_id = id);
         EXIT WHEN status NOT IN ('running', 'compensating');
         IF clock_timestamp() > patience THEN
@@ -332,7 +336,7 @@ SELECT saga_test.outcome(:id);
 SELECT saga_test.outcome(:others);
 -- The two get along.
 SELECT count(saga.begin('fore_write', '{"what": "both"}')) FROM generate_series(1, 1000);
-CALL saga.recover(100000, '1 min', NULL, NULL) \gset both_
+CALL saga.recover(100000, '1 min') \gset both_
 SELECT * FROM saga_test.all_ended('fore_write');
 SELECT count(*) FROM foreground_test.note WHERE what = 'both';
 SELECT * FROM saga_test.all_ended('fore%');

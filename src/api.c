@@ -20,6 +20,7 @@
 #include "pgstat.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/proc.h"
 #include "tcop/pquery.h"
 #include "utils/acl.h"
 #include "utils/array.h"
@@ -31,6 +32,7 @@
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "alert.h"
 #include "arguments.h"
 #include "catalog.h"
 #include "compat.h"
@@ -39,11 +41,14 @@
 #include "migrate.h"
 #include "errcodes.h"
 #include "guc.h"
+#include "invariant.h"
 #include "kinds.h"
 #include "owner.h"
 #include "queue.h"
 #include "server.h"
+#include "retention.h"
 #include "store.h"
+#include "trace.h"
 #include "upkeep.h"
 
 /* A waiter looks again this often even if nobody wakes it. */
@@ -52,6 +57,11 @@
 #define WAIT_POLL_MS			200
 /* The longest that saga.wait_within() may hold its caller's snapshot. */
 #define WAIT_WITHIN_MAX_US		(60 * USECS_PER_SEC)
+/* saga.recover() waits so long for a worker to come, looking this often. */
+#define WORKER_PATIENCE_US		(2 * USECS_PER_SEC)
+#define WORKER_POLL_MS			10
+/* saga.recover() looks after the sagas of so many roles. */
+#define MAX_DUE_ROLES			1024
 /* So many sagas of a tree are advanced by one CALL saga.run(). */
 #define MAX_TREE				10000
 /* ... each so often, at most. */
@@ -72,6 +82,7 @@ PG_FUNCTION_INFO_V1(saga_wait_within);
 PG_FUNCTION_INFO_V1(saga_run);
 PG_FUNCTION_INFO_V1(saga_recover);
 PG_FUNCTION_INFO_V1(saga_adopt);
+PG_FUNCTION_INFO_V1(saga_cron_database);
 
 
 /* ---- begin ---------------------------------------------------------------- */
@@ -118,17 +129,10 @@ check_key(const char *key)
 				errdetail("This one has %zu.", length));
 }
 
-/* W3C trace context: version, trace id, parent id, flags. */
 static void
 check_traceparent(const char *traceparent)
 {
-	static const char form[] = "hh-hhhhhhhhhhhhhhhhhhhhhhhhhhhhhhhh-hhhhhhhhhhhhhhhh-hh";
-	bool		good = strlen(traceparent) == strlen(form);
-
-	for (int i = 0; good && form[i] != '\0'; i++)
-		good = form[i] == '-' ? traceparent[i] == '-' :
-			strchr("0123456789abcdef", traceparent[i]) != NULL;
-	if (!good)
+	if (!saga_trace_is_valid(traceparent))
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("invalid traceparent: \"%s\"", traceparent),
@@ -929,11 +933,22 @@ foreground_abort(void)
 	SPI_rollback();
 }
 
+/* When a run is to begin no more transactions; DT_NOEND: never. */
+static TimestampTz foreground_until = DT_NOEND;
+
+static bool
+foreground_goes_on(void)
+{
+	return foreground_until == DT_NOEND ||
+		GetCurrentTimestamp() < foreground_until;
+}
+
 static const SagaDriver foreground_driver = {
 	.begin = foreground_begin,
 	.commit = foreground_commit,
 	.abort = foreground_abort,
-	.worker = false
+	.worker = false,
+	.goes_on = foreground_goes_on
 };
 
 /*
@@ -969,6 +984,7 @@ enter_foreground(FunctionCallInfo fcinfo, const char *procedure)
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	SPI_commit();				/* the engine starts from a clean transaction */
+	foreground_until = DT_NOEND;
 	(void) saga_executor_enter(GetUserId(), -1, 0);
 }
 
@@ -990,6 +1006,8 @@ do_duties(bool look)
 	{
 		saga_engine_look_for_tasks(&foreground_driver);
 		(void) saga_engine_purge_tasks(&foreground_driver);
+		(void) saga_engine_watch(&foreground_driver);
+		saga_engine_send_alerts(&foreground_driver);
 	}
 	saga_engine_announce(&foreground_driver);
 }
@@ -1110,72 +1128,233 @@ saga_run(PG_FUNCTION_ARGS)
 	return saga_make_row(fcinfo, values, NULL);
 }
 
+/* What one CALL saga.recover() has to do, and what it did. */
+typedef struct Recovery
+{
+	int64		max;			/* advance so many sagas */
+	TimestampTz until;			/* begin nothing new from then on */
+	SagaRunResult result;
+	bool		remaining;		/* one of the two has stopped it */
+	int64		leases;			/* that were over and have been ended */
+	Oid		   *roles;			/* those with something due, but the caller */
+	int			nroles;
+	bool		mine;			/* has the caller something due? */
+	int64		woken;			/* roles whose workers have been woken */
+} Recovery;
+
 /*
  * Run what is due of the current role, up to "max" sagas and until "until".
  * Looks again as long as that brought something about: the end of one saga may
  * have given its place to another.
  */
 static void
-recover_due(int64 max, TimestampTz until, SagaRunResult *result, int64 *looked)
+recover_due(Recovery *recovery)
 {
+	SagaRunResult *result = &recovery->result;
 	bool		complete = false;
 	int64		done = 0;
+	int64		looked = 0;
 	TimestampTz next_due;
 	SagaRef		refs[SAGA_MAX_BATCH];
 
-	*looked = 0;
-	while (*looked < max && GetCurrentTimestamp() < until)
+	while (looked < recovery->max && foreground_goes_on())
 	{
 		int			mine;
 		int			n;
 
 		if (complete && result->changed + result->operations == done)
-			break;
+			return;
 		if (complete)
 			done = result->changed + result->operations;
 		n = saga_engine_find_due(&foreground_driver, refs,
-								 Min(max - *looked, SAGA_MAX_BATCH),
+								 Min(recovery->max - looked, SAGA_MAX_BATCH),
 								 &complete, &next_due);
 		CHECK_FOR_INTERRUPTS();
-		*looked += n;
+		looked += n;
 		mine = n > 0 ? saga_executor_claim(refs, n) : 0;
 		if (mine > 0)
 			saga_engine_run(&foreground_driver, refs, mine, result);
 		if (next_due != DT_NOEND)
 			saga_due_at(GetUserId(), next_due);
 	}
+	saga_engine_find_from_start();
+	recovery->remaining = saga_engine_find_due(&foreground_driver, refs, 1,
+											   &complete, &next_due) > 0;
+	saga_engine_find_from_start();
+}
+
+static bool
+has_launcher(void)
+{
+	TimestampTz since;
+
+	return saga_shared_available() && saga_enabled &&
+		saga_launcher_pid(&since) != 0;
+}
+
+/* Has the current role a worker, or nothing to do for one? */
+static bool
+is_attended(SagaPoolInfo *pools)
+{
+	int			n = saga_shared_pools(pools, false);
+
+	for (int i = 0; i < n; i++)
+		if (pools[i].database == MyDatabaseId && pools[i].role == GetUserId())
+			return pools[i].nworkers > 0 || !pools[i].waits;
+	return false;
 }
 
 /*
- * CALL saga.recover(max, time_budget, INOUT operations, INOUT finished):
- * advance the caller's own sagas that are due, in the foreground.  Leases that
- * are over are ended whosever saga it is.
+ * Its workers have been woken: is there one, or does one come?  If not, there is
+ * a reason, known or not, and what is due has to be done here.
+ */
+static bool
+worker_comes(TimestampTz until)
+{
+	SagaPoolInfo *pools = palloc(SAGA_MAX_POOLS * sizeof(SagaPoolInfo));
+	bool		comes = false;
+
+	until = Min(until, GetCurrentTimestamp() + WORKER_PATIENCE_US);
+	while (has_launcher() && saga_pool_blocked(GetUserId()) == NULL)
+	{
+		comes = is_attended(pools);
+		if (comes || GetCurrentTimestamp() >= until)
+			break;
+		InvalidateCatalogSnapshotConditionally();
+		(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH,
+						 WORKER_POLL_MS, PG_WAIT_EXTENSION);
+		ResetLatch(MyLatch);
+		CHECK_FOR_INTERRUPTS();
+	}
+	pfree(pools);
+	return comes;
+}
+
+/* End the leases that are over, all of them if there is time. */
+static void
+end_leases(Recovery *recovery)
+{
+	TimestampTz next;
+	TimestampTz now;
+
+	do
+	{
+		CHECK_FOR_INTERRUPTS();
+		now = GetCurrentTimestamp();
+		next = saga_engine_expire_leases(&foreground_driver, now,
+										 &recovery->leases);
+	} while (next <= now && foreground_goes_on());
+	saga_duty_at(SAGA_DUTY_LEASES, next);
+}
+
+/* Wake the workers of all roles that have something due, and note these. */
+static void
+wake_due(Recovery *recovery)
+{
+	int			n = saga_engine_wake_due(&foreground_driver, recovery->roles,
+										 MAX_DUE_ROLES);
+
+	for (int i = 0; i < n; i++)
+	{
+		if (recovery->roles[i] == GetUserId())
+			recovery->mine = true;
+		else
+			recovery->roles[recovery->nroles++] = recovery->roles[i];
+	}
+}
+
+/* For the other roles, what a coordinator does if they have no worker: what
+ * people asked of their sagas, without calling anything.  It may also be of
+ * roles that are gone, so that nobody else could. */
+static void
+apply_messages_of_others(const Recovery *recovery)
+{
+	if (has_launcher() || !superuser())
+		return;
+	for (int i = 0; i < recovery->nroles; i++)
+		saga_engine_apply_messages(&foreground_driver, recovery->roles[i]);
+}
+
+static int
+compare_names(const ListCell *a, const ListCell *b)
+{
+	return strcmp(lfirst(a), lfirst(b));
+}
+
+/* Of the other roles, count those whose workers have been woken, and return the
+ * names of those that have none and that the caller may know of: text[]. */
+static Datum
+list_unserved(Recovery *recovery)
+{
+	List	   *names = NIL;
+	Datum	   *values;
+	int			n = 0;
+	ListCell   *cell;
+
+	for (int i = 0; i < recovery->nroles; i++)
+	{
+		Oid			role = recovery->roles[i];
+		char	   *name = GetUserNameFromId(role, true);
+
+		if (has_launcher() && saga_pool_blocked(role) == NULL)
+			recovery->woken++;
+		else if (name == NULL ? superuser() :
+				 has_privs_of_role(GetUserId(), role) ||
+				 saga_owner_has_granted("monitor_privilege"))
+			names = lappend(names, name != NULL ? name : psprintf("%u", role));
+	}
+	list_sort(names, compare_names);
+	values = palloc((list_length(names) + 1) * sizeof(Datum));
+	foreach(cell, names)
+		values[n++] = CStringGetTextDatum(lfirst(cell));
+	return PointerGetDatum(construct_array(values, n, TEXTOID, -1, false,
+										   TYPALIGN_INT));
+}
+
+static void
+recover(Recovery *recovery)
+{
+	end_leases(recovery);
+	wake_due(recovery);
+	if (recovery->mine && worker_comes(recovery->until))
+		recovery->woken = 1;
+	else
+		recover_due(recovery);
+	apply_messages_of_others(recovery);
+	saga_engine_send_alerts(&foreground_driver);
+	do_duties(true);
+}
+
+/*
+ * CALL saga.recover(max, time_budget, INOUT operations, INOUT finished, INOUT
+ * remaining, INOUT leases, INOUT woken, INOUT unserved): see to it that what is
+ * due is done.  Leases that are over are ended and workers woken whosever the
+ * sagas are; the caller's own are advanced here if no worker comes.
  */
 Datum
 saga_recover(PG_FUNCTION_ARGS)
 {
-	SagaRunResult result = {0};
-	int64		looked = 0;
-	int64		max;
-	TimestampTz until;
-	Datum		values[2];
+	Recovery	recovery = {0};
+	Datum		values[6];
 
 	saga_argument_require(fcinfo, 0, "max");
-	max = PG_GETARG_INT64(0);
-	if (max < 1)
+	recovery.max = PG_GETARG_INT64(0);
+	if (recovery.max < 1)
 		ereport(ERROR,
 				errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				errmsg("max must be greater than zero"));
-	until = GetCurrentTimestamp() + saga_argument_interval(fcinfo, 1, "time_budget");
+	recovery.until = GetCurrentTimestamp() +
+		saga_argument_interval(fcinfo, 1, "time_budget");
+	/* an error at its very end would keep all else from being done */
+	if (StatementTimeout > 0)
+		recovery.until = Min(recovery.until, GetCurrentStatementStartTimestamp() +
+							 StatementTimeout * INT64CONST(800));
+	recovery.roles = palloc(MAX_DUE_ROLES * sizeof(Oid));
 	enter_foreground(fcinfo, "saga.recover()");
+	foreground_until = recovery.until;
 	PG_TRY();
 	{
-		saga_duty_at(SAGA_DUTY_LEASES,
-					 saga_engine_expire_leases(&foreground_driver,
-											   GetCurrentTimestamp()));
-		recover_due(max, until, &result, &looked);
-		saga_engine_send_alerts(&foreground_driver);
-		do_duties(true);
+		recover(&recovery);
 	}
 	PG_CATCH();
 	{
@@ -1184,9 +1363,33 @@ saga_recover(PG_FUNCTION_ARGS)
 	}
 	PG_END_TRY();
 	leave_foreground();
-	values[0] = Int64GetDatum(result.operations);
-	values[1] = Int64GetDatum(result.finished);
+	values[0] = Int64GetDatum(recovery.result.operations);
+	values[1] = Int64GetDatum(recovery.result.finished);
+	values[2] = BoolGetDatum(recovery.remaining);
+	values[3] = Int64GetDatum(recovery.leases);
+	values[5] = list_unserved(&recovery);
+	values[4] = Int64GetDatum(recovery.woken);
 	return saga_make_row(fcinfo, values, NULL);
+}
+
+
+/* ---- schedules ----------------------------------------------------------------- */
+
+/*
+ * saga.cron_database() returns the database in which pg_cron keeps its jobs;
+ * NULL if it is not loaded.  The setting is hidden from ordinary roles, whom
+ * errors and hints have to tell.
+ */
+Datum
+saga_cron_database(PG_FUNCTION_ARGS)
+{
+	const char *database = GetConfigOption("cron.database_name", true, false);
+
+	/* without the library it is but a line of the configuration */
+	if (database == NULL ||
+		(GetConfigOptionFlags("cron.database_name", true) & GUC_CUSTOM_PLACEHOLDER) != 0)
+		PG_RETURN_NULL();
+	PG_RETURN_TEXT_P(cstring_to_text(database));
 }
 
 
@@ -1206,10 +1409,13 @@ saga_adopt(PG_FUNCTION_ARGS)
 	ListCell   *cell;
 
 	saga_check_may_write("saga.adopt()");
+	saga_retention_keep_off();
 	values[0] = Int64GetDatum(saga_store_adopt(&unbound));
 	saga_catalog_adopt();
 	saga_queue_adopt();
 	saga_server_adopt();
+	saga_invariant_adopt();
+	saga_alert_adopt();
 	saga_locks_adopt();
 	saga_upkeep_announce_ready();
 	names = palloc((list_length(unbound) + 1) * sizeof(Datum));

@@ -32,12 +32,14 @@
 #include "utils/timestamp.h"
 
 #include "advance.h"
+#include "alert.h"
 #include "call.h"
 #include "catalog.h"
 #include "compat.h"
 #include "engine.h"
 #include "guc.h"
 #include "locks.h"
+#include "log.h"
 #include "owner.h"
 #include "qstate.h"
 #include "record.h"
@@ -109,22 +111,39 @@ commit_transaction(SagaRun *run)
 	run->result->transactions++;
 }
 
+/* The operation that is stuck, with the number of its last attempt; false if it
+ * is none of them. */
+static bool
+find_stuck(const Saga *saga, SagaTask *task)
+{
+	SagaTodo	todo;
+
+	if (saga->broken != NULL)
+		return false;
+	saga_machine_next(&saga->definition->rules, &saga->state,
+					  GetCurrentTimestamp(), &todo, task, 1);
+	if (todo.step < 0 || todo.element < 0 ||
+		todo.element >= saga->state.steps[todo.step].nelements)
+		return false;
+	task->step = todo.step;
+	task->element = todo.element;
+	task->operation = todo.operation;
+	task->attempt = saga_record_op(saga, task)->attempts;
+	return true;
+}
+
 /* What the operation that is stuck said last. */
 static const char *
 stuck_reason(const Saga *saga)
 {
 	const Jsonb *error = NULL;
 	JsonbValue	value;
-	SagaTodo	todo;
 	SagaTask	task;
 
 	if (saga->broken != NULL)
 		return saga->broken;
-	saga_machine_next(&saga->definition->rules, &saga->state,
-					  GetCurrentTimestamp(), &todo, &task, 1);
-	if (todo.step >= 0 && todo.element >= 0 &&
-		todo.element < saga->state.steps[todo.step].nelements)
-		error = saga->ops[todo.step][todo.element][todo.operation].error;
+	if (find_stuck(saga, &task))
+		error = saga_record_row(saga, &task)->error;
 	if (error != NULL && JB_ROOT_IS_OBJECT(error) &&
 		getKeyJsonValueFromContainer(unconstify(JsonbContainer *, &error->root),
 									 "message", strlen("message"),
@@ -194,12 +213,45 @@ give_back_locks(SagaMember **members, int n, bool announced)
 	saga_locks_give_back(leaving, nleaving);
 }
 
+/* Did a person have it try again? */
 static bool
-got_stuck(const SagaMember *member)
+was_retried(const Saga *saga)
 {
-	return member->saga->branch == NULL && !member->saga->ended &&
-		member->saga->state.status == SAGA_STATUS_STUCK &&
-		member->status_before != SAGA_STATUS_STUCK;
+	ListCell   *cell;
+
+	foreach(cell, saga->messages)
+	{
+		const SagaMessage *message = lfirst(cell);
+
+		if (strcmp(message->kind, "retry") == 0 && message->outcome != NULL &&
+			strcmp(message->outcome, "done") == 0)
+			return true;
+	}
+	return false;
+}
+
+/* What somebody should see to, or need not any more.  A retry that has failed
+ * in the transaction that took it was one, too. */
+static void
+note_conditions(SagaMember *member)
+{
+	const Saga *saga = member->saga;
+	bool		was_stuck = member->status_before == SAGA_STATUS_STUCK;
+	bool		is_stuck = saga->state.status == SAGA_STATUS_STUCK;
+
+	member->got_stuck = false;
+	if (saga->branch != NULL || saga->ended)
+		return;
+	if (was_stuck && is_stuck && saga->attempts != NIL && was_retried(saga))
+		was_stuck = false;
+	if (member->status_before == SAGA_STATUS_STUCK && !(was_stuck && is_stuck))
+		saga_alert_saga_off(saga, SAGA_ALERT_STUCK);
+	member->got_stuck = is_stuck && !was_stuck;
+	if (member->got_stuck)
+		saga_alert_saga_on(saga, SAGA_ALERT_STUCK, stuck_reason(saga));
+	if (saga_status_is_final(saga->state.status) &&
+		saga->state.deadline < GetCurrentTimestamp())
+		saga_alert_saga_off(saga, SAGA_ALERT_OVERDUE);
 }
 
 /* All that is written, after the last operation of the transaction. */
@@ -217,8 +269,7 @@ write_all(SagaRun *run, SagaMember **members, int n)
 		if (sagas[i] == NULL)
 			continue;
 		saga_advance_finish(run, members[i]);
-		if (got_stuck(members[i]))
-			saga_store_alert(sagas[i], "stuck", stuck_reason(sagas[i]));
+		note_conditions(members[i]);
 	}
 	for (int i = 0; i < n; i++)
 		run->result->changed += sagas[i] != NULL && sagas[i]->changed;
@@ -265,6 +316,64 @@ break_circles(SagaRun *run, SagaMember **members, int n)
 	MemoryContextSwitchTo(run->memory);
 }
 
+static void
+log_stuck(const Saga *saga)
+{
+	SagaTask	task;
+	bool		found = find_stuck(saga, &task);
+
+	ereport(LOG,
+			errmsg("saga %lld is stuck: %s", (long long) saga->ref.id,
+				   stuck_reason(saga)),
+			errhint("Use saga.retry(), saga.skip() or saga.abandon(); saga.explain() tells more."),
+			errcontext("%s", saga_log_describe(saga, found ? &task : NULL)));
+}
+
+static void
+log_overdue(const Saga *saga)
+{
+	ereport(LOG,
+			errmsg("saga %lld has passed its deadline", (long long) saga->ref.id),
+			errdetail("What was done for it is compensated."),
+			errcontext("%s", saga_log_describe(saga, NULL)));
+}
+
+/* "saga" is the one that it was about; NULL if that is not to be had. */
+static void
+log_lost(SagaRun *run, const Saga *saga)
+{
+	const SagaOperationRef *what = &run->lost->what;
+	SagaTask	task = {.step = what->step,.element = what->element,
+	.operation = what->operation,.attempt = what->attempt};
+
+	run->told_lost = true;
+	ereport(LOG,
+			errmsg("a process ended during saga %lld",
+				   (long long) what->saga_id),
+			errhint("Look for a crash or a termination before this line."),
+			errcontext("%s", saga == NULL ? saga_log_describe_ref(what) :
+					   saga_log_describe(saga, &task)));
+}
+
+/* What an operator acts on, now that it is committed. */
+static void
+log_events(SagaRun *run, SagaMember **members, int n)
+{
+	for (int i = 0; i < n; i++)
+	{
+		const Saga *saga = members[i]->saga;
+
+		if (saga == NULL)
+			continue;
+		if (run->lost != NULL)
+			log_lost(run, saga);
+		if (members[i]->overdue)
+			log_overdue(saga);
+		if (members[i]->got_stuck)
+			log_stuck(saga);
+	}
+}
+
 /* Hints to shared memory: who waits for these, when to look again. */
 static void
 tell_others(SagaRun *run, SagaMember **members, int n)
@@ -283,7 +392,7 @@ tell_others(SagaRun *run, SagaMember **members, int n)
 			finished[nfinished++] = saga->ref.id;
 		else if (!members[i]->active && saga->due_at != DT_NOEND)
 			saga_due_at(saga->role, saga->due_at);
-		stuck |= got_stuck(members[i]);
+		stuck |= members[i]->got_stuck;
 	}
 	run->result->finished += nfinished;
 	if (nfinished > 0)
@@ -315,8 +424,14 @@ run_transaction(SagaRun *run, SagaMember **members, int n)
 		member->noperations = member->nquiet = 0;
 		member->has_called = member->asks = false;
 		member->leaves = member->stands_in_line = false;
+		member->overdue = false;
 		if (member->saga != NULL)
+		{
+			/* retention may have moved it */
+			if (member->ref.slot != SAGA_BRANCH_SLOT)
+				member->ref.slot = member->saga->ref.slot;
 			saga_advance(run, member);
+		}
 		else
 			member->active = put_off[i];
 	}
@@ -324,6 +439,7 @@ run_transaction(SagaRun *run, SagaMember **members, int n)
 	commit_transaction(run);
 	MemoryContextSwitchTo(run->memory);
 	tell_others(run, members, n);
+	log_events(run, members, n);
 	give_back_later(run, members, n);
 	break_circles(run, members, n);
 }
@@ -334,6 +450,7 @@ forget(SagaMember **members, int n)
 {
 	for (int i = 0; i < n; i++)
 	{
+		members[i]->failed = members[i]->saga;
 		members[i]->saga = NULL;
 		members[i]->active = true;
 		members[i]->alone = false;
@@ -386,6 +503,20 @@ ends_the_run(const ErrorData *error)
 	}
 }
 
+/* What the transaction that failed was about, as far as is known. */
+static char *
+describe_failed(const SagaMember *member)
+{
+	const SagaOperationRef *what = &member->operation;
+	SagaTask	task = {.step = what->step,.element = what->element,
+	.operation = what->operation,.attempt = what->attempt};
+
+	if (member->failed == NULL)
+		return psprintf("saga=%lld", (long long) member->ref.id);
+	return saga_log_describe(member->failed,
+							 member->noperations > 0 ? &task : NULL);
+}
+
 /* Nothing was called, and yet it failed: leave this saga, its row stays due,
  * and go on with the others. */
 static void
@@ -399,7 +530,8 @@ leave_alone(SagaRun *run, SagaMember *member, ErrorData *error)
 			errcode(error->sqlerrcode),
 			errmsg("could not advance saga %lld: %s",
 				   (long long) member->ref.id, error->message),
-			error->detail ? errdetail_internal("%s", error->detail) : 0);
+			error->detail ? errdetail_internal("%s", error->detail) : 0,
+			errcontext("%s", describe_failed(member)));
 	member->active = false;
 }
 
@@ -446,6 +578,12 @@ run_one(SagaRun *run, SagaMember *member)
 		leave_alone(run, member, error);
 }
 
+static bool
+may_go_on(const SagaRun *run)
+{
+	return run->driver->goes_on == NULL || run->driver->goes_on();
+}
+
 static void
 run_group(SagaRun *run, SagaMember **members, int n)
 {
@@ -463,7 +601,7 @@ run_group(SagaRun *run, SagaMember **members, int n)
 			errmsg("a batch of %d sagas is done again one at a time: %s",
 				   n, error->message));
 	FreeErrorData(error);
-	for (int i = 0; i < n; i++)
+	for (int i = 0; i < n && may_go_on(run); i++)
 		run_one(run, members[i]);
 }
 
@@ -537,7 +675,7 @@ run_rounds(SagaRun *run)
 	int			rounds = 0;
 	int			n;
 
-	while ((n = choose_group(run, group)) > 0)
+	while (may_go_on(run) && (n = choose_group(run, group)) > 0)
 	{
 		CHECK_FOR_INTERRUPTS();
 		run_group(run, group, n);
@@ -761,12 +899,17 @@ saga_engine_find_due(const SagaDriver *driver, SagaRef *refs, int max,
 
 /* For the sweep's callback, which has no argument of its own. */
 static TimestampTz sweep_next_due;
+static Oid *sweep_roles;		/* those with something to do */
+static int	sweep_nroles;
+static int	sweep_max_roles;
 
 static void
 note_role(Oid role, bool due, bool message, TimestampTz next_due)
 {
 	if (due || message)
 		saga_pool_want(role);
+	if ((due || message) && sweep_nroles < sweep_max_roles)
+		sweep_roles[sweep_nroles++] = role;
 	if (next_due != DT_NOEND)
 		saga_pool_want_at(role, next_due);
 	if (next_due < sweep_next_due)
@@ -777,12 +920,26 @@ TimestampTz
 saga_engine_sweep(const SagaDriver *driver, bool *unfinished, bool *tasks)
 {
 	sweep_next_due = DT_NOEND;
+	sweep_max_roles = 0;
 	driver->begin();
 	*tasks = !saga_tables_is_empty("task");
 	*unfinished = saga_store_look(note_role);
 	saga_locks_regrant();
 	driver->commit();
 	return sweep_next_due;
+}
+
+int
+saga_engine_wake_due(const SagaDriver *driver, Oid *roles, int max)
+{
+	sweep_roles = roles;
+	sweep_nroles = 0;
+	sweep_max_roles = max;
+	driver->begin();
+	(void) saga_store_look(note_role);
+	saga_locks_regrant();
+	driver->commit();
+	return sweep_nroles;
 }
 
 /* Change sagas without calling anything: the coordinator's way. */
@@ -801,6 +958,8 @@ change_quietly(const SagaDriver *driver, const SagaRef *refs, int n,
 		{
 			run.lost = lost;
 			run_one(&run, &run.members[i]);
+			if (lost != NULL && !run.told_lost)
+				log_lost(&run, NULL);
 		}
 	}
 	PG_FINALLY();
@@ -849,9 +1008,26 @@ saga_engine_apply_messages(const SagaDriver *driver, Oid role)
 void
 saga_engine_send_alerts(const SagaDriver *driver)
 {
+	bool		all = false;
+
+	while (!all)
+	{
+		CHECK_FOR_INTERRUPTS();
+		driver->begin();
+		all = saga_alert_send();
+		driver->commit();
+	}
+}
+
+TimestampTz
+saga_engine_watch(const SagaDriver *driver)
+{
+	TimestampTz next;
+
 	driver->begin();
-	(void) saga_store_send_alerts();
+	next = saga_alert_watch();
 	driver->commit();
+	return next;
 }
 
 
@@ -896,6 +1072,14 @@ saga_engine_look_for_tasks(const SagaDriver *driver)
 }
 
 void
+saga_engine_count_sagas(const SagaDriver *driver)
+{
+	driver->begin();
+	saga_store_count_unfinished();
+	driver->commit();
+}
+
+void
 saga_engine_take_marks(const SagaDriver *driver)
 {
 	driver->begin();
@@ -905,12 +1089,12 @@ saga_engine_take_marks(const SagaDriver *driver)
 
 TimestampTz
 saga_engine_expire_leases(const SagaDriver *driver,
-						  TimestampTz answered_before)
+						  TimestampTz answered_before, int64 *ended)
 {
 	TimestampTz next;
 
 	driver->begin();
-	next = saga_upkeep_end_leases(answered_before);
+	next = saga_upkeep_end_leases(answered_before, ended);
 	driver->commit();
 	return next;
 }

@@ -19,6 +19,8 @@ typedef struct SagaDriver
 	void		(*abort) (void);	/* after an error was caught: roll back,
 									 * leaving no transaction open */
 	bool		worker;			/* a background worker: clean the session */
+	bool		(*goes_on) (void);	/* may a run begin another transaction?  What
+									 * is left then is given back; NULL: always */
 } SagaDriver;
 
 typedef struct SagaRunResult
@@ -70,7 +72,11 @@ extern void saga_engine_commit_lazily(void);
 extern TimestampTz saga_engine_sweep(const SagaDriver *driver,
 									 bool *unfinished, bool *tasks);
 
-/* Record that the process ended during this operation. */
+/* The same look, for one who is no coordinator: puts the roles that have
+ * something due or a message in "roles", at most "max"; returns how many. */
+extern int	saga_engine_wake_due(const SagaDriver *driver, Oid *roles, int max);
+
+/* Record that the process ended during this operation, and log it. */
 extern void saga_engine_record_lost(const SagaDriver *driver,
 									const SagaLost *lost);
 
@@ -80,6 +86,10 @@ extern void saga_engine_apply_messages(const SagaDriver *driver, Oid role);
 /* Send the alerts that wait, with NOTIFY saga_alert. */
 extern void saga_engine_send_alerts(const SagaDriver *driver);
 
+/* Look at the conditions that come and go by themselves: see saga_alert_watch().
+ * Returns when to look again. */
+extern TimestampTz saga_engine_watch(const SagaDriver *driver);
+
 /* Send NOTIFY saga_<queue> for the queues that are to be announced now; no
  * transaction if there is none. */
 extern void saga_engine_announce(const SagaDriver *driver);
@@ -87,13 +97,18 @@ extern void saga_engine_announce(const SagaDriver *driver);
 /* Find the queues in which tasks wait: they are to be announced. */
 extern void saga_engine_look_for_tasks(const SagaDriver *driver);
 
+/* Count the sagas that are not final, for the statistics. */
+extern void saga_engine_count_sagas(const SagaDriver *driver);
+
 /* Note which sagas servers may forget some day: see server.h. */
 extern void saga_engine_take_marks(const SagaDriver *driver);
 
 /* End the leases that are over, and see to answers from before that time which
- * nobody has taken; returns when the next lease ends (DT_NOEND: none does). */
+ * nobody has taken; returns when the next lease ends (DT_NOEND: none does).
+ * Adds to *ended how many leases it has ended; may be NULL. */
 extern TimestampTz saga_engine_expire_leases(const SagaDriver *driver,
-											 TimestampTz answered_before);
+											 TimestampTz answered_before,
+											 int64 *ended);
 
 /* Delete a batch of the tasks that ended longer ago than saga.answer_retention.
  * Returns how many; -1 if there are no tasks at all. */

@@ -21,6 +21,7 @@
 #include "owner.h"
 #include "queue.h"
 #include "statement.h"
+#include "store.h"
 #include "task.h"
 #include "taskrow.h"
 #include "upkeep.h"
@@ -42,8 +43,7 @@
 	"SELECT e.id FROM " QUEUES " CROSS JOIN LATERAL" \
 	" (SELECT t.id, t.at FROM saga.task t" \
 	"  WHERE t.queue_id = q.id AND t.claimed AND t.at IS NOT NULL AND " condition \
-	"  AND (SELECT s.coordinator FROM saga.saga s" \
-	"       WHERE s.id = t.saga_id AND s.slot = t.slot) = $2" \
+	"  AND " SAGA_OF("t", "s.coordinator") " = $2" \
 	"  ORDER BY t.at LIMIT 1000) e ORDER BY e.id"
 
 static SagaStatement find_expired = {
@@ -146,7 +146,7 @@ deliver_answer(SagaTaskTable *tasks, SagaTaskRow *row)
 }
 
 TimestampTz
-saga_upkeep_end_leases(TimestampTz answered_before)
+saga_upkeep_end_leases(TimestampTz answered_before, int64 *ended)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	int64	   *ids;
@@ -155,6 +155,7 @@ saga_upkeep_end_leases(TimestampTz answered_before)
 	SagaTaskRow row;
 	int			n;
 	int			skipped = 0;
+	int			over = 0;
 
 	(void) saga_tables_names();
 	if (saga_tables_is_empty("task") || saga_tables_is_copy())
@@ -172,10 +173,15 @@ saga_upkeep_end_leases(TimestampTz answered_before)
 			deliver_answer(&tasks, &row);
 		else if (saga_taskrow_is_claimed(&row) &&
 				 saga_taskrow_time(&row, TASK_AT) <= now)
+		{
 			end_lease(&tasks, &row);
+			over++;
+		}
 	}
 	saga_taskrow_close(&tasks);
 	pfree(ids);
+	if (ended != NULL)
+		*ended += over;
 	if (n == MAX_EXPIRED && skipped < n)
 		return now;				/* there are more */
 	next = next_end(now);

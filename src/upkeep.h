@@ -11,8 +11,10 @@
 
 /* End the leases that are over, and send their sagas word; also of answers from
  * before that time which nobody has taken, since a wake-up was lost.  Returns
- * when the next lease ends; DT_NOEND if none does. */
-extern TimestampTz saga_upkeep_end_leases(TimestampTz answered_before);
+ * when the next lease ends; DT_NOEND if none does.  Adds to *ended how many
+ * leases it has ended; may be NULL. */
+extern TimestampTz saga_upkeep_end_leases(TimestampTz answered_before,
+										  int64 *ended);
 
 /* Have every queue with tasks that nobody has claimed announced again. */
 extern void saga_upkeep_announce_ready(void);

@@ -217,7 +217,7 @@ like($err, qr/cannot begin a saga in a copy of a database.*HINT:  CALL saga\.ado
 ($rc, $out, $err) = $node->psql('copy', "SELECT saga.cancel(max(saga_id)) FROM saga.sagas WHERE status = 'running'");
 like($err, qr/belongs to another coordinator/, '... nor steered');
 is( $node->safe_psql('copy', 'CALL saga.recover()'),
-	'0|0', '... nor run in the foreground');
+	'0|0|f|0|0|{}', '... nor run in the foreground');
 # a restart makes everybody look at everything
 $node->restart;
 is( $node->safe_psql('deux', "SET ROLE app; SELECT saga.begin('work') > 0"), 't', 'the original can begin');

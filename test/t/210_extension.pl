@@ -198,10 +198,10 @@ is($plain->safe_psql('postgres', 'SELECT state, reason FROM saga.workers'),
 like($plain->safe_psql('postgres', "SELECT string_agg(detail, ' ') FROM saga.explain($id)"),
 	qr/not loaded via shared_preload_libraries/, '... and saga.explain()');
 is($plain->safe_psql('postgres', "CALL saga.run($id)", @app), 'completed', 'saga.run() runs one');
-is($plain->safe_psql('postgres', 'CALL saga.recover()', @app), '38|19', 'saga.recover() runs the others');
+is($plain->safe_psql('postgres', 'CALL saga.recover()', @app), '38|19|f|0|0|{}', 'saga.recover() runs the others');
 is($plain->safe_psql('postgres', "SELECT count(*) FROM saga.sagas WHERE status = 'completed'"), '20', '... to their end');
 is($plain->safe_psql('postgres', 'SELECT count(*), count(DISTINCT (saga_id, step)) FROM app.effect'), '40|40', '... each step once');
-is($plain->safe_psql('postgres', 'CALL saga.recover()', @app), '0|0', 'nothing is left to do');
+is($plain->safe_psql('postgres', 'CALL saga.recover()', @app), '0|0|f|0|0|{}', 'nothing is left to do');
 is($plain->safe_psql('postgres', "CALL saga.wait($id)", @app), 'completed', 'saga.wait() works');
 is($plain->safe_psql('postgres', "SELECT saga.wait_within($id)", @app), 'completed', '... and saga.wait_within()');
 # two sessions at once: each saga once
@@ -219,7 +219,7 @@ is($plain->safe_psql('postgres', "SELECT saga.pause($id); CALL saga.wait($id, ti
 is($plain->safe_psql('postgres', "CALL saga.run($id)", @app), 'paused', '... and acted on');
 my $waiter = $plain->background_psql('postgres');
 $waiter->query_until(qr/begins/, "\\echo begins\nCALL saga.wait($id);\n");
-is($plain->safe_psql('postgres', "SELECT saga.cancel($id); CALL saga.recover()", @app), "$id\n0|1", 'a cancel ends it');
+is($plain->safe_psql('postgres', "SELECT saga.cancel($id); CALL saga.recover()", @app), "$id\n0|1|f|0|0|{}", 'a cancel ends it');
 $waiter->query_until(qr/compensated/, '');
 $waiter->quit;
 pass('a waiter in another session notices');
@@ -227,7 +227,7 @@ pass('a waiter in another session notices');
 $plain->safe_psql('postgres', "SET client_min_messages = error; DROP EXTENSION saga; CREATE EXTENSION saga");
 create_app($plain, 'postgres');
 begin($plain, 1);
-is($plain->safe_psql('postgres', 'CALL saga.recover()', @app), '2|1', 'dropped and created again');
+is($plain->safe_psql('postgres', 'CALL saga.recover()', @app), '2|1|f|0|0|{}', 'dropped and created again');
 # from then on preloaded
 $plain->append_conf('postgresql.conf', "shared_preload_libraries = 'saga'");
 begin($plain, 10);

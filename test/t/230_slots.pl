@@ -155,7 +155,7 @@ poll_sql($node,
 	't', 'the reason');
 is($node->safe_psql('postgres', "SELECT status FROM saga.sagas WHERE saga_id = $waits"), 'running',
 	'without a single slot sagas wait');
-is($node->safe_psql('postgres', 'CALL saga.recover()', extra_params => [ '-U', 'role1' ]), '1|1',
+is($node->safe_psql('postgres', 'CALL saga.recover()', extra_params => [ '-U', 'role1' ]), '1|1|f|0|0|{}',
 	'... or are run in the foreground');
 # one slot for all
 $node->append_conf('postgresql.conf', 'max_worker_processes = 3');

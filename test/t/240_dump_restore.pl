@@ -191,7 +191,7 @@ sub check_restored
 		'CALL saga.adopt(): it was begun in the database that this one is a copy of', "$db: ... as explain says");
 	is($node->safe_psql($db, 'SET ROLE watcher; SELECT count(*) FROM saga.sagas'), scalar(keys %id),
 		"$db: monitors see them");
-	is($node->safe_psql($db, 'CALL saga.recover()'), '0|0', "$db: they are not run in the foreground");
+	is($node->safe_psql($db, 'CALL saga.recover()'), '0|0|f|0|0|{}', "$db: they are not run in the foreground");
 	my ($rc, $out, $err) = $node->psql($db, "SET ROLE op; SELECT saga.retry($id{stuck})");
 	like($err, qr/belongs to another coordinator.*HINT:  CALL saga\.adopt/s, "$db: ... nor steered");
 	# the OIDs of the other server mean nothing here
