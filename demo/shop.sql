@@ -88,6 +88,10 @@ SELECT * FROM saga.explain(:paid);
 
 SELECT * FROM saga.explain(:declined);
 
+SELECT saga.timeline(:declined);
+
+SELECT definition, running, stuck, completed, compensated, compensation_ratio_1h, p50_1h, p99_1h FROM saga.health;
+
 -- 10 less the 2 of order 41, one payment, nothing left of order 42
 SELECT (SELECT on_hand FROM shop.stock WHERE sku = 'A') AS on_hand,
        (SELECT count(*) FROM shop.reservations) AS reservations,

@@ -7,6 +7,7 @@
 #define SAGA_COMPAT_H
 
 #include "access/tableam.h"
+#include "catalog/pg_database.h"
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_namespace.h"
 #include "catalog/pg_proc.h"
@@ -21,6 +22,8 @@
 	object_aclcheck(NamespaceRelationId, (schema), (role), ACL_USAGE)
 #define saga_server_aclcheck(server, role) \
 	object_aclcheck(ForeignServerRelationId, (server), (role), ACL_USAGE)
+#define saga_database_connectcheck(database, role) \
+	object_aclcheck(DatabaseRelationId, (database), (role), ACL_CONNECT)
 #else
 #define saga_function_aclcheck(function, role) \
 	pg_proc_aclcheck((function), (role), ACL_EXECUTE)
@@ -28,6 +31,13 @@
 	pg_namespace_aclcheck((schema), (role), ACL_USAGE)
 #define saga_server_aclcheck(server, role) \
 	pg_foreign_server_aclcheck((server), (role), ACL_USAGE)
+#define saga_database_connectcheck(database, role) \
+	pg_database_aclcheck((database), (role), ACL_CONNECT)
+#endif
+
+/* 16 has VARDATA_ANY() and the like in a header of their own. */
+#if PG_VERSION_NUM >= 160000
+#include "varatt.h"
 #endif
 
 /* 16 reports a missing type softly; before, by a flag. */

@@ -20,6 +20,7 @@
 #include "utils/tuplestore.h"
 
 #include "catalog.h"
+#include "explain.h"
 #include "owner.h"
 #include "remotename.h"
 #include "server.h"
@@ -51,6 +52,12 @@ enum
 	COL_GOAL,
 	COL_SERVER,
 	COL_GUARANTEE,
+	COL_ACTION,
+	COL_COMPENSATION,
+	COL_PIVOT,
+	COL_ALTERNATIVE,
+	COL_CHILD,
+	COL_QUEUE,
 	NCOLS
 };
 
@@ -206,15 +213,15 @@ is_not_taken(const Saga *saga, int step)
 	return op->status == SAGA_OP_SKIPPED && op->attempts == 0;
 }
 
-/* The name of its confirmation for people, or NULL. */
+/* The name of an operation for people, or NULL. */
 static const char *
-confirmation_text(const SagaStep *step)
+operation_text(const SagaStep *step, SagaOperation operation)
 {
-	const char *task = step->task[SAGA_OPERATION_CONFIRMATION];
+	const char *task = step->task[operation];
 	SagaRemoteName name;
 
 	if (task == NULL)
-		return step->function[SAGA_OPERATION_CONFIRMATION];
+		return step->function[operation];
 	if (step->kind == SAGA_KIND_REMOTE &&
 		saga_remote_name_parse(task, &name) == NULL)
 		return saga_remote_name_text(&name);
@@ -260,7 +267,8 @@ fill_row(Row *row, Saga *saga, int i)
 		if (rule->quorum > 0)
 			set_column(row, COL_QUORUM, Int32GetDatum(rule->quorum));
 	}
-	set_text(row, COL_CONFIRMATION, confirmation_text(step));
+	set_text(row, COL_CONFIRMATION,
+			 operation_text(step, SAGA_OPERATION_CONFIRMATION));
 	if (rule->savepoint)
 	{
 		set_column(row, COL_RECOVERIES, Int32GetDatum(rule->recoveries));
@@ -279,6 +287,15 @@ fill_row(Row *row, Saga *saga, int i)
 										   saga->state.goal == i));
 	set_text(row, COL_SERVER, step->server);
 	set_text(row, COL_GUARANTEE, guarantee_text(saga, step));
+	set_text(row, COL_ACTION, operation_text(step, SAGA_OPERATION_ACTION));
+	set_text(row, COL_COMPENSATION,
+			 operation_text(step, SAGA_OPERATION_COMPENSATION));
+	set_column(row, COL_PIVOT, BoolGetDatum(rule->pivot));
+	if (rule->savepoint && rule->alternative >= 0)
+		set_text(row, COL_ALTERNATIVE,
+				 definition->steps[rule->alternative].name);
+	set_text(row, COL_CHILD, step->child);
+	set_text(row, COL_QUEUE, step->queue);
 }
 
 /*
