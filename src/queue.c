@@ -388,36 +388,39 @@ saga_queue_is_visible(int32 id)
 	return cached != NULL &&
 		(is_owner(cached, user) || is_granted(cached, user, true) ||
 		 is_granted(cached, user, false) ||
-		 saga_owner_has_granted("monitor_privilege"));
+		 saga_owner_sees_health());
 }
 
 /* By its index: what has ended is not read. */
 static SagaStatement look_at_ready = {
-	"SELECT pg_catalog.count(*), pg_catalog.min(t.at) FROM saga.task t"
-	" WHERE t.queue_id = $1 AND NOT t.claimed AND t.at IS NOT NULL",
-	1, {INT4OID}, NULL
+	"SELECT pg_catalog.count(*), pg_catalog.min(r.at)"
+	" FROM (SELECT t.at FROM saga.task t"
+	"       WHERE t.queue_id = $1 AND NOT t.claimed AND t.at IS NOT NULL"
+	"       ORDER BY t.at LIMIT $2) r",
+	2, {INT4OID, INT8OID}, NULL
 };
 
 /* One that was answered is there until its saga has taken the answer. */
 static SagaStatement look_at_claimed = {
-	"SELECT pg_catalog.count(*), pg_catalog.min(t.claimed_at),"
-	"  pg_catalog.min(t.at) FROM saga.task t"
-	" WHERE t.queue_id = $1 AND t.claimed AND t.at IS NOT NULL"
-	"  AND t.outcome IS NULL",
-	1, {INT4OID}, NULL
+	"SELECT pg_catalog.count(*), pg_catalog.min(c.claimed_at),"
+	"  pg_catalog.min(c.at)"
+	" FROM (SELECT t.claimed_at, t.at FROM saga.task t"
+	"       WHERE t.queue_id = $1 AND t.claimed AND t.at IS NOT NULL"
+	"        AND t.outcome IS NULL ORDER BY t.at LIMIT $2) c",
+	2, {INT4OID, INT8OID}, NULL
 };
 
 void
-saga_queue_look(int32 id, SagaQueueDepth *depth)
+saga_queue_look(int32 id, int64 most, SagaQueueDepth *depth)
 {
-	Datum		value = Int32GetDatum(id);
+	Datum		values[] = {Int32GetDatum(id), Int64GetDatum(most)};
 	SagaOwnerSwitch owner;
 
 	saga_owner_enter(&owner);
-	saga_statement_run(&look_at_ready, &value, NULL, true, 0);
+	saga_statement_run(&look_at_ready, values, NULL, true, 0);
 	depth->nready = DatumGetInt64(row_datum(0, 1));
 	depth->oldest_ready = DatumGetTimestampTz(row_datum(0, 2));
-	saga_statement_run(&look_at_claimed, &value, NULL, true, 0);
+	saga_statement_run(&look_at_claimed, values, NULL, true, 0);
 	depth->nclaimed = DatumGetInt64(row_datum(0, 1));
 	depth->oldest_claimed = DatumGetTimestampTz(row_datum(0, 2));
 	depth->next_end = DatumGetTimestampTz(row_datum(0, 3));
@@ -877,7 +880,7 @@ static const char *const participant_rights[] =
 	"EXECUTE ON ROUTINE saga.claim_tasks, saga.complete_task,"
 	" saga.complete_tasks, saga.fail_task, saga.fail_tasks,"
 	" saga.extend_lease, saga.extend_leases, saga.release_task,"
-	" saga.release_tasks, saga.sees_all, saga.queues_raw,"
+	" saga.release_tasks, saga.sees_all, saga.sees_health, saga.queues_raw,"
 	" saga.participants_raw",
 	"SELECT ON saga.queues, saga.tasks, saga.participants"
 };

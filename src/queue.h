@@ -67,7 +67,9 @@ typedef struct SagaQueueDepth
 	TimestampTz next_end;		/* of a lease; likewise */
 } SagaQueueDepth;
 
-extern void saga_queue_look(int32 id, SagaQueueDepth *depth);
+/* Counts no further than "most" of either: the oldest of those counted come
+ * first, but claims are counted by the ends of their leases. */
+extern void saga_queue_look(int32 id, int64 most, SagaQueueDepth *depth);
 
 /* ---- changes: each checks that the current user may make it ------------- */
 

@@ -221,11 +221,11 @@ set_time(Datum *values, bool *nulls, int column, TimestampTz time)
 }
 
 static void
-set_depth(Datum *values, bool *nulls, int32 id)
+set_depth(Datum *values, bool *nulls, int32 id, int64 most)
 {
 	SagaQueueDepth depth;
 
-	saga_queue_look(id, &depth);
+	saga_queue_look(id, most, &depth);
 	values[COL_READY] = Int64GetDatum(depth.nready);
 	set_time(values, nulls, COL_OLDEST_READY, depth.oldest_ready);
 	values[COL_CLAIMED] = Int64GetDatum(depth.nclaimed);
@@ -263,7 +263,7 @@ saga_queues_raw(PG_FUNCTION_ARGS)
 		PG_RETURN_NULL();
 	if (get_call_result_type(fcinfo, NULL, &tupdesc) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
-	set_depth(values, nulls, id);
+	set_depth(values, nulls, id, PG_GETARG_INT64(1));
 	set_info(values, nulls, id);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(tupdesc),
 													  values, nulls)));

@@ -303,7 +303,7 @@ is_visible(const SagaServerQueue *queue)
 	SagaRoleRef role = {queue->role, queue->role_name};
 
 	return saga_role_has_privileges(GetUserId(), &role) ||
-		saga_owner_has_granted("monitor_privilege");
+		saga_owner_sees_health();
 }
 
 static void
@@ -331,12 +331,12 @@ set_state(Datum *values, bool *nulls, const SagaServerQueue *queue)
 }
 
 static void
-set_queue(Datum *values, bool *nulls, int32 id)
+set_queue(Datum *values, bool *nulls, int32 id, int64 most)
 {
 	SagaQueueDepth depth;
 	SagaQueueInfo info;
 
-	saga_queue_look(id, &depth);
+	saga_queue_look(id, most, &depth);
 	values[COL_READY] = Int64GetDatum(depth.nready);
 	set_time(values, nulls, COL_OLDEST_READY, depth.oldest_ready);
 	if (!saga_qstate_info(id, &info))
@@ -356,6 +356,6 @@ saga_servers_raw(PG_FUNCTION_ARGS)
 	if (queue == NULL || !is_visible(queue))
 		PG_RETURN_NULL();
 	set_state(values, nulls, queue);
-	set_queue(values, nulls, id);
+	set_queue(values, nulls, id, PG_GETARG_INT64(1));
 	PG_RETURN_DATUM(make_row(fcinfo, values, nulls));
 }
