@@ -9,6 +9,7 @@
 
 #include <limits.h>
 
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 #include "guc.h"
@@ -22,10 +23,12 @@ int			saga_batch_time = 200;
 int			saga_step_timeout = 60 * 1000;
 int			saga_worker_idle_timeout = 10 * 1000;
 int			saga_answer_retention = 60 * 60;
+int			saga_retention_interval = 60 * 60;
 int			saga_local_commit = SAGA_LOCAL_COMMIT_DURABLE;
 int			saga_remote_connections = 8;
 int			saga_remote_connect_timeout = 10 * 1000;
 int			saga_remote_idle_timeout = 60 * 1000;
+int			saga_statistics_memory = 8 * 1024;
 
 static const struct config_enum_entry local_commit_options[] = {
 	{"durable", SAGA_LOCAL_COMMIT_DURABLE, false},
@@ -109,6 +112,15 @@ saga_guc_define(void)
 							GUC_UNIT_S,
 							NULL, NULL, NULL);
 
+	DefineCustomIntVariable("saga.retention_interval",
+							"Sets the longest time between two looks for sagas whose retention is over.",
+							"0 leaves their removal to CALL saga.retain().",
+							&saga_retention_interval,
+							60 * 60, 0, 24 * 60 * 60,
+							PGC_SIGHUP,
+							GUC_UNIT_S,
+							NULL, NULL, NULL);
+
 	DefineCustomEnumVariable("saga.local_commit",
 							 "Sets whether commits between local steps wait for their WAL to be flushed.",
 							 "\"durable\" follows synchronous_commit of the role; \"async\" is for sagas whose steps have no effect outside the database.",
@@ -144,6 +156,20 @@ saga_guc_define(void)
 							60 * 1000, 0, 24 * 60 * 60 * 1000,
 							PGC_SIGHUP,
 							GUC_UNIT_MS,
+							NULL, NULL, NULL);
+
+	/*
+	 * Where the server does not preload us there is none, and what the file
+	 * says of it is of no meaning: but a session may not define it so.
+	 */
+	DefineCustomIntVariable("saga.statistics_memory",
+							"Sets the amount of shared memory for counts and durations of definitions and their steps.",
+							"When it is full, those of which nothing has happened for longest are forgotten.",
+							&saga_statistics_memory,
+							8 * 1024, 128, 1024 * 1024,
+							process_shared_preload_libraries_in_progress ?
+							PGC_POSTMASTER : PGC_SIGHUP,
+							GUC_UNIT_KB,
 							NULL, NULL, NULL);
 
 	MarkGUCPrefixReserved("saga");

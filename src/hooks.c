@@ -12,7 +12,9 @@
  *	 sent to look.  Changed roles and privileges: what they kept from running is
  *	 tried again.
  * - COMMIT PREPARED runs no callback in the session that commits: the
- *	 coordinator is sent to look for sagas that were begun in it.
+ *	 coordinator is sent to look for sagas that were begun in it, and the
+ *	 statistics are told.  Likewise of rows that COPY and TRUNCATE write and
+ *	 take away.
  * - What an operation of a saga does to the transaction that it shares with
  *	 others: call.c is told.
  *
@@ -25,6 +27,7 @@
 #include "access/table.h"
 #include "access/xact.h"
 #include "catalog/dependency.h"
+#include "catalog/namespace.h"
 #include "catalog/objectaccess.h"
 #include "catalog/pg_auth_members.h"
 #include "catalog/pg_authid.h"
@@ -39,6 +42,7 @@
 #include "storage/latch.h"
 #include "tcop/utility.h"
 #include "utils/acl.h"
+#include "utils/lsyscache.h"
 #include "utils/syscache.h"
 #include "utils/timestamp.h"
 #include "utils/wait_event.h"
@@ -49,6 +53,7 @@
 #include "qstate.h"
 #include "shared.h"
 #include "sstate.h"
+#include "stats.h"
 
 /* How long our processes are waited for; then the command says what it says. */
 #define CLOSE_PATIENCE_MS	5000
@@ -277,11 +282,59 @@ note_command(Node *stmt)
 	}
 }
 
-static bool
-commits_prepared(Node *stmt)
+/* A prepared transaction that a command ends. */
+typedef struct EndedPrepared
 {
-	return IsA(stmt, TransactionStmt) &&
-		((TransactionStmt *) stmt)->kind == TRANS_STMT_COMMIT_PREPARED;
+	char		gid[SAGA_MAX_GID];	/* "": none is */
+	bool		committed;
+} EndedPrepared;
+
+/* Is one to be prepared, or does one end? */
+static void
+note_prepared(Node *stmt, EndedPrepared *ended)
+{
+	TransactionStmt *transaction = (TransactionStmt *) stmt;
+
+	if (!IsA(stmt, TransactionStmt))
+		return;
+	ended->committed = transaction->kind == TRANS_STMT_COMMIT_PREPARED;
+	if (transaction->kind == TRANS_STMT_PREPARE)
+		saga_stats_preparing(transaction->gid);
+	else if (ended->committed ||
+			 transaction->kind == TRANS_STMT_ROLLBACK_PREPARED)
+		strlcpy(ended->gid, transaction->gid, sizeof(ended->gid));
+}
+
+/* It has; the present transaction does not matter. */
+static void
+prepared_ended(const EndedPrepared *ended)
+{
+	saga_stats_prepared_ended(ended->gid, ended->committed);
+	if (ended->committed)
+		saga_prepared_committed();
+}
+
+/* Are rows of our tables written by it, or taken away? */
+static bool
+writes_saga(Node *stmt)
+{
+	List	   *relations = NIL;
+	ListCell   *cell;
+
+	if (IsA(stmt, TruncateStmt))
+		relations = ((TruncateStmt *) stmt)->relations;
+	else if (IsA(stmt, CopyStmt) && ((CopyStmt *) stmt)->is_from &&
+			 ((CopyStmt *) stmt)->relation != NULL)
+		relations = list_make1(((CopyStmt *) stmt)->relation);
+	foreach(cell, relations)
+	{
+		Oid			relation = RangeVarGetRelid(lfirst(cell), NoLock, true);
+
+		if (OidIsValid(relation) &&
+			get_rel_namespace(relation) == get_namespace_oid("saga", true))
+			return true;
+	}
+	return false;
 }
 
 /* Tell call.c what an operation of a saga does to its transaction. */
@@ -302,7 +355,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 {
 	Node	   *stmt = pstmt->utilityStmt;
 	Oid			database = InvalidOid;
-	bool		prepared = commits_prepared(stmt);
+	EndedPrepared ended = {.committed = false};
+	bool		writes = false;
 
 	if (saga_call_is_running())
 		tell_call(stmt);
@@ -316,6 +370,8 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 			database = database_to_close(stmt);
 		if (drops_saga(stmt))
 			close_for_drop(true);
+		note_prepared(stmt, &ended);
+		writes = writes_saga(stmt);
 	}
 
 	/* opened at the end of the transaction: only then others see what became
@@ -334,9 +390,11 @@ process_utility(PlannedStmt *pstmt, const char *queryString, bool readOnlyTree,
 		standard_ProcessUtility(pstmt, queryString, readOnlyTree, context,
 								params, queryEnv, dest, qc);
 
-	/* the other transaction has committed, this one does not matter */
-	if (prepared && saga_shared_available())
-		saga_prepared_committed();
+	/* from here on the statement may be gone, with what a ROLLBACK has freed */
+	if (ended.gid[0] != '\0')
+		prepared_ended(&ended);
+	if (writes)
+		saga_stats_uncertain();
 }
 
 static void
@@ -399,6 +457,7 @@ at_transaction_end(XactEvent event, void *arg)
 		{
 			saga_qstate_forget_database(MyDatabaseId);
 			saga_sstate_forget_database(MyDatabaseId);
+			saga_stats_forget_database(MyDatabaseId);
 		}
 	}
 	if (noted.closed)
@@ -410,6 +469,7 @@ at_transaction_end(XactEvent event, void *arg)
 		{
 			saga_qstate_forget_database(noted.closed_other);
 			saga_sstate_forget_database(noted.closed_other);
+			saga_stats_forget_database(noted.closed_other);
 			saga_database_forget(noted.closed_other);
 		}
 	}

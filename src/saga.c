@@ -19,6 +19,7 @@
 #include "saga.h"
 #include "shared.h"
 #include "sstate.h"
+#include "stats.h"
 
 PG_MODULE_MAGIC;
 
@@ -33,6 +34,7 @@ _PG_init(void)
 	saga_shared_init();
 	saga_qstate_init();
 	saga_sstate_init();
+	saga_stats_init();
 	/* nothing of ours may write while pg_upgrade copies the cluster */
 	if (!IsBinaryUpgrade)
 		saga_launcher_register();

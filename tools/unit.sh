@@ -15,7 +15,7 @@ trap 'exit 143' TERM
 
 cd "$top"
 pure=
-for file in src/machine.c src/retry.c; do
+for file in src/machine.c src/retry.c src/series.c; do
 	[ ! -f $file ] || pure="$pure $file"
 done
 
