@@ -958,14 +958,16 @@ pass_event(Saga *saga, SagaEventKind kind)
 }
 
 static void
-pass_deadline(Saga *saga)
+pass_deadline(SagaMember *member)
 {
+	Saga	   *saga = member->saga;
 	SagaError	error = saga_record_make_error(ERRCODE_SAGA_DEADLINE,
 											   "the saga's deadline has passed",
 											   NULL);
 
 	pass_event(saga, SAGA_EVENT_DEADLINE);
 	saga_record_cause(saga, NULL, &error);
+	member->overdue = true;
 }
 
 /*
@@ -1559,7 +1561,7 @@ go_on(SagaRun *run, SagaMember *member)
 		saga_machine_next(&saga->definition->rules, &saga->state,
 						  GetCurrentTimestamp(), &todo, tasks, MAX_TASKS);
 		if (todo.deadline)
-			pass_deadline(saga);
+			pass_deadline(member);
 		else if (todo.start)
 			pass_event(saga, SAGA_EVENT_START);
 		else if (todo.forward && !may_turn_forward(saga))

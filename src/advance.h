@@ -43,8 +43,14 @@ typedef struct SagaMember
 	bool		asks;			/* it has wishes */
 	bool		leaves;			/* it may have something to give back */
 	bool		stands_in_line;	/* for a lock, since this transaction */
+	bool		overdue;		/* its deadline has passed */
+	bool		got_stuck;		/* also once more, after a retry */
 	SagaOperationRef operation; /* the last one that was called */
 	TimestampTz operation_started_at;
+
+	/* of a transaction that was rolled back: what is known, for the log.  NULL =
+	 * it was not loaded */
+	const Saga *failed;
 } SagaMember;
 
 /* What a saga asks for at the end of the transaction: see locks.h. */
@@ -75,6 +81,7 @@ typedef struct SagaRun
 	int			nmembers;
 	SagaError  *commit_error;	/* record this instead of calling anything */
 	const SagaLost *lost;		/* record that the process ended during this */
+	bool		told_lost;		/* the log has it */
 	bool		interrupted;	/* in the foreground: the user cancelled */
 	bool		out_of_time;	/* ... or rather, statement_timeout passed */
 	bool		soiled;			/* an operation may have left something in the

@@ -6,8 +6,9 @@
  * whose process ended; looks at the database as a whole, at first, when
  * something falls due and at most once a minute, and has workers started for
  * the roles that have something to do; acts on messages for roles that can
- * have no worker; sends alerts; announces queues of tasks, ends leases that are
- * over and deletes tasks that ended long ago.
+ * have no worker; notices what somebody should see to, and sends alerts; announces queues of tasks, ends leases that are
+ * over, deletes tasks that ended long ago, and removes sagas whose retention is
+ * over.
  *
  * It is a superuser's session and runs no user code, ever.  Whatever ALTER
  * DATABASE or ALTER ROLE ... SET says, its settings are its own.
@@ -41,9 +42,11 @@
 #include "owner.h"
 #include "process.h"
 #include "qstate.h"
+#include "retention.h"
 #include "session.h"
 #include "shared.h"
 #include "sstate.h"
+#include "stats.h"
 
 /* How long it stays when there is nothing to do. */
 #define LINGER			(5 * USECS_PER_SEC)
@@ -63,8 +66,19 @@
 #define PURGE_PAUSE		(60 * USECS_PER_SEC)
 #define PURGE_BATCH		1000
 
+/* Between two looks at what somebody should see to. */
+#define WATCH_PAUSE		USECS_PER_SEC
+
+/* Between two counts of sagas: at least so long, and so many times as long as
+ * the last one took. */
+#define COUNT_PAUSE		(500 * INT64CONST(1000))
+#define COUNT_SHARE		20
+
 /* Between two looks whether it is time to note what servers may forget. */
 #define MARK_PAUSE		USECS_PER_HOUR
+
+/* Removing sagas takes so long at a time, and then the others get as much. */
+#define RETAIN_TIME		(200 * INT64CONST(1000))
 
 /* An answer that its saga has not taken for so long is taken for forgotten. */
 #define ANSWER_PATIENCE	(2 * USECS_PER_SEC)
@@ -72,6 +86,9 @@
 static TimestampTz last_sweep = 0;
 static TimestampTz last_look = 0;
 static TimestampTz last_marks = 0;
+static TimestampTz last_count = 0;
+static int64 count_time = 0;	/* that the last one took */
+static TimestampTz last_watch = 0;
 
 static const SagaDriver coordinator_driver = {
 	.begin = saga_session_begin,
@@ -100,6 +117,7 @@ probe(void)
 	{
 		saga_qstate_forget_database(MyDatabaseId);
 		saga_sstate_forget_database(MyDatabaseId);
+		saga_stats_forget_database(MyDatabaseId);
 	}
 	if (!there)
 		saga_blocked_set(SAGA_PROCESS_COORDINATOR, MyDatabaseId, InvalidOid,
@@ -162,7 +180,7 @@ expire_leases(TimestampTz answered_before)
 
 	pgstat_report_activity(STATE_RUNNING, "ending leases that are over");
 	next = saga_engine_expire_leases(&coordinator_driver,
-									 answered_before);
+									 answered_before, NULL);
 	saga_duty_at(SAGA_DUTY_LEASES,
 				 Max(next, GetCurrentTimestamp() + LEASE_PAUSE));
 }
@@ -221,6 +239,51 @@ look_for_tasks(bool remind)
 					 now + saga_answer_retention * USECS_PER_SEC);
 }
 
+/* Count the sagas, for the statistics, if these want it; "look" also for signs
+ * that they are wrong. */
+static void
+count_sagas(bool look)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz next = last_count + Max(COUNT_PAUSE, COUNT_SHARE * count_time);
+
+	if (!saga_stats_wants_count(look))
+		return;
+	if (last_count <= now && now < next)
+	{
+		saga_duty_at(SAGA_DUTY_COUNT, next);
+		return;
+	}
+	pgstat_report_activity(STATE_RUNNING, "counting sagas");
+	saga_engine_count_sagas(&coordinator_driver);
+	last_count = GetCurrentTimestamp();
+	count_time = last_count - now;
+	/* by others, or once more */
+	if (saga_stats_wants_count(false))
+		saga_duty_at(SAGA_DUTY_COUNT, last_count + COUNT_PAUSE);
+}
+
+/* Remove sagas whose retention is over, for a while. */
+static void
+retain(void)
+{
+	SagaRetained done = {0};
+	TimestampTz next;
+
+	if (saga_retention_interval == 0)
+		return;
+	pgstat_report_activity(STATE_RUNNING, "removing sagas that ended long ago");
+	next = saga_retention_run(&coordinator_driver,
+							  GetCurrentTimestamp() + RETAIN_TIME, false, &done);
+	if (next != DT_NOEND)
+		saga_duty_at(SAGA_DUTY_RETAIN,
+					 Max(next, GetCurrentTimestamp() + RETAIN_TIME));
+	if (done.leaves > 0)
+		ereport(DEBUG1,
+				errmsg_internal("removed %lld sagas that ended long ago",
+								(long long) done.removed));
+}
+
 /*
  * Look at the database as a whole, and set the time of the next look.  What
  * falls due earlier is left to the pools that know of it.
@@ -252,6 +315,26 @@ sweep(void)
 		saga_coordinator_set_deadline(next);
 	if (tasks)
 		look_for_tasks(false);
+	/* nobody waits for that */
+	count_sagas(true);
+	/* nobody knows whether there is something to be removed some day */
+	if (saga_coordinator_duty(SAGA_DUTY_RETAIN) == DT_NOEND)
+		saga_duty_at(SAGA_DUTY_RETAIN, last_sweep);
+}
+
+/* Look at what somebody should see to; not too often, since each look reads what
+ * is there. */
+static void
+watch(TimestampTz now)
+{
+	if (last_watch <= now && now - last_watch < WATCH_PAUSE)
+	{
+		saga_duty_at(SAGA_DUTY_CONDITIONS, last_watch + WATCH_PAUSE);
+		return;
+	}
+	pgstat_report_activity(STATE_RUNNING, "looking at deadlines and breakers");
+	saga_duty_at(SAGA_DUTY_CONDITIONS, saga_engine_watch(&coordinator_driver));
+	last_watch = GetCurrentTimestamp();
 }
 
 /* Act on what people asked of sagas whose role can have no worker. */
@@ -280,13 +363,6 @@ record_lost(void)
 		CHECK_FOR_INTERRUPTS();
 		pgstat_report_activity(STATE_RUNNING,
 							   "recording operations whose process ended");
-		ereport(LOG,
-				errmsg("a process ended during saga %lld",
-					   (long long) lost.what.saga_id),
-				errdetail("It was in attempt %d of the %s of step %d.",
-						  lost.what.attempt,
-						  saga_operation_name((SagaOperation) lost.what.operation),
-						  lost.what.step + 1));
 		saga_engine_record_lost(&coordinator_driver, &lost);
 		saga_shared_lost_done(&lost);
 	}
@@ -323,6 +399,21 @@ do_duties(TimestampTz now)
 		purge_tasks();
 		any = true;
 	}
+	if (saga_coordinator_take_duty(SAGA_DUTY_RETAIN, now))
+	{
+		retain();
+		any = true;
+	}
+	if (saga_coordinator_take_duty(SAGA_DUTY_COUNT, now))
+	{
+		count_sagas(false);
+		any = true;
+	}
+	if (saga_coordinator_take_duty(SAGA_DUTY_CONDITIONS, now))
+	{
+		watch(now);
+		any = true;
+	}
 	return any;
 }
 
@@ -350,6 +441,7 @@ take_turn(bool *ready)
 			sweep();
 			/* those of before a crash nobody announces */
 			wants |= SAGA_WANT_MESSAGES | SAGA_WANT_ALERTS;
+			saga_duty_at(SAGA_DUTY_CONDITIONS, now);
 		}
 	}
 	if ((wants & SAGA_WANT_MESSAGES) != 0)

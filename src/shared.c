@@ -1801,6 +1801,8 @@ enter_worker(Oid role, int index, uint32 generation)
 		executor->latch = MyLatch;
 		executor->state = SAGA_PROCESS_BUSY;
 		executor->since = GetCurrentTimestamp();
+		if (pool->blocked != SAGA_BLOCKED_NOT)
+			lower_duty(db, SAGA_DUTY_CONDITIONS, executor->since);
 		pool->blocked = SAGA_BLOCKED_NOT;
 		my_executor = index;
 	}
@@ -2632,6 +2634,12 @@ saga_coordinator_next_duty(void)
 	return next_duty(&shared->databases[my_database]);
 }
 
+TimestampTz
+saga_coordinator_duty(SagaDuty duty)
+{
+	return read_time(&shared->databases[my_database].duties[duty]);
+}
+
 bool
 saga_coordinator_take_duty(SagaDuty duty, TimestampTz now)
 {
@@ -3279,6 +3287,9 @@ saga_blocked_set(SagaProcessKind kind, Oid database, Oid role,
 			if (changed)
 				want(&shared->databases[pool->db], SAGA_WANT_MESSAGES);
 		}
+		if (changed)
+			lower_duty(&shared->databases[pool->db], SAGA_DUTY_CONDITIONS,
+					   GetCurrentTimestamp());
 		unlock_pool(pool);
 	}
 	else

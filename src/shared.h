@@ -99,17 +99,23 @@ extern void saga_wake_database(void);
  * At once, in a transaction or not, also in a callback at the end of one. */
 extern void saga_courier_want(uint32 what);
 
-/* What a coordinator does for tasks, each at a time of its own. */
+/* A saga is overdue so long after its deadline. */
+#define SAGA_OVERDUE_GRACE	(3 * USECS_PER_SEC)
+
+/* What a coordinator does, each at a time of its own; most of it for tasks. */
 typedef enum SagaDuty
 {
 	SAGA_DUTY_ANNOUNCE,			/* queues */
 	SAGA_DUTY_LOOK,				/* which queues have tasks that wait: what is to be
 								 * announced is not known */
 	SAGA_DUTY_LEASES,			/* end those that are over */
-	SAGA_DUTY_PURGE				/* delete tasks that ended long ago */
+	SAGA_DUTY_CONDITIONS,		/* look at what somebody should see to: alert.h */
+	SAGA_DUTY_PURGE,			/* delete tasks that ended long ago */
+	SAGA_DUTY_COUNT,			/* count sagas: see stats.h */
+	SAGA_DUTY_RETAIN			/* remove sagas whose retention is over */
 } SagaDuty;
 
-#define SAGA_NDUTIES	(SAGA_DUTY_PURGE + 1)
+#define SAGA_NDUTIES	(SAGA_DUTY_RETAIN + 1)
 
 /* The coordinator of this database does that no later than then; never forgets
  * an earlier time.  At once, in a transaction or not. */
@@ -257,6 +263,9 @@ extern void saga_coordinator_set_deadline(TimestampTz when);
  * and says when it is next; taken are those only that are due. */
 extern TimestampTz saga_coordinator_next_duty(void);
 extern bool saga_coordinator_take_duty(SagaDuty duty, TimestampTz now);
+
+/* When this one is, DT_NOEND if it is not known of. */
+extern TimestampTz saga_coordinator_duty(SagaDuty duty);
 
 /* When a task ended last; 0: none since the server's start. */
 extern TimestampTz saga_coordinator_task_ended(void);

@@ -3,7 +3,7 @@
  *		The tables of sagas.
  *
  * This file owns every access to saga.saga, step, attempt, message, branch,
- * history, key and alert.  Two kinds of access stand side by side:
+ * history and key.  Two kinds of access stand side by side:
  *
  * - The hot path (begin, lock, load, save, and what sagas tell each other)
  *	 goes row by row, without a plan: see tables.c.
@@ -181,9 +181,10 @@ static SagaStatement claim_key = {
 	4, {TEXTOID, TEXTOID, INT8OID, INT2OID}, NULL
 };
 static SagaStatement read_key = {
-	"SELECT k.saga_id, s.due_at IS NULL FROM saga.key k"
-	" LEFT JOIN saga.saga s ON s.id = k.saga_id AND s.slot = k.slot"
-	" WHERE k.definition = $1 AND k.key = $2",
+	"SELECT k.saga_id,"
+	" (SELECT s.due_at FROM saga.saga s WHERE s.id = k.saga_id) IS NULL,"
+	" NOT EXISTS (SELECT FROM saga.saga s WHERE s.id = k.saga_id)"
+	" FROM saga.key k WHERE k.definition = $1 AND k.key = $2",
 	2, {TEXTOID, TEXTOID}, NULL
 };
 static SagaStatement take_key = {
@@ -222,6 +223,7 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 	SagaOwnerSwitch owner;
 	int64		existing = 0;
 	bool		ended = false;
+	bool		gone = false;	/* it has been removed, and left its key */
 	char	   *patience = psprintf("%d", LockTimeout);
 
 	values[0] = CStringGetTextDatum(definition->name);
@@ -246,7 +248,8 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 			continue;			/* deleted meanwhile */
 		existing = DatumGetInt64(saga_statement_datum(0, 1, &isnull));
 		ended = DatumGetBool(saga_statement_datum(0, 2, &isnull));
-		if (on_duplicate != SAGA_DUPLICATE_NEW || !ended)
+		gone = DatumGetBool(saga_statement_datum(0, 3, &isnull));
+		if (!gone && (on_duplicate != SAGA_DUPLICATE_NEW || !ended))
 			break;
 		values[4] = Int64GetDatum(existing);
 		if (saga_statement_run(&take_key, values, NULL, false, 0) == 1)
@@ -287,6 +290,9 @@ insert_saga(const NewSaga *new)
 	TimestampTz now = GetCurrentTimestamp();
 	Oid			role = GetUserId();
 	bool		later = new->start_at > now;
+	const char *waiting_for = later ? "start time" : NULL;
+	SagaCounted as = {later ? SAGA_STATUS_SCHEDULED : SAGA_STATUS_RUNNING,
+	saga_stats_reason(waiting_for)};
 	Datum		values[SAGA_NCOLUMNS];
 	bool		nulls[SAGA_NCOLUMNS] = {false};
 	pg_uuid_t	token;
@@ -300,6 +306,8 @@ insert_saga(const NewSaga *new)
 	nulls[SAGA_STARTED_AT] = true;
 	nulls[SAGA_FINISHED_AT] = true;
 	put_time(values, nulls, SAGA_DEADLINE, new->deadline);
+	if (new->deadline != 0)
+		saga_duty_at(SAGA_DUTY_CONDITIONS, new->deadline + SAGA_OVERDUE_GRACE);
 	values[SAGA_TOKEN] = UUIDPGetDatum(&token);
 	values[SAGA_COORDINATOR] = UUIDPGetDatum(&names->coordinator);
 	values[SAGA_ROLE] = ObjectIdGetDatum(role);
@@ -309,9 +317,7 @@ insert_saga(const NewSaga *new)
 	put_id(values, nulls, SAGA_ROOT_ID, new->parent ? new->parent->root_id : 0);
 	values[SAGA_DEFINITION_ID] = Int32GetDatum(new->definition->id);
 	values[SAGA_TURN] = Int32GetDatum(0);
-	values[SAGA_STATUS] =
-		ObjectIdGetDatum(names->status[later ? SAGA_STATUS_SCHEDULED :
-									  SAGA_STATUS_RUNNING]);
+	values[SAGA_STATUS] = ObjectIdGetDatum(names->status[as.status]);
 	values[SAGA_PARENT_ELEMENT] = Int32GetDatum(new->parent_element);
 	nulls[SAGA_PARENT_ELEMENT] = new->parent == NULL;
 	values[SAGA_SLOT] = Int16GetDatum(names->slot);
@@ -327,7 +333,7 @@ insert_saga(const NewSaga *new)
 	nulls[SAGA_RECOVERIES] = true;
 	put_text(values, nulls, SAGA_ROLE_NAME, GetUserNameFromId(role, false));
 	put_text(values, nulls, SAGA_KEY, new->key);
-	put_text(values, nulls, SAGA_WAITING_FOR, later ? "start time" : NULL);
+	put_text(values, nulls, SAGA_WAITING_FOR, waiting_for);
 	put_text(values, nulls, SAGA_TRACEPARENT, new->traceparent);
 	put_jsonb(values, nulls, SAGA_INPUT, new->input);
 	nulls[SAGA_ERROR] = true;
@@ -335,6 +341,7 @@ insert_saga(const NewSaga *new)
 	table = saga_table_open(SAGA_TABLE_SAGA, names->slot, RowExclusiveLock);
 	saga_table_insert(table, values, nulls);
 	saga_table_close(table);
+	saga_stats_begun(new->definition->name, new->definition->id, as);
 	saga_wake_at_commit(role, new->id, names->slot, new->definition->id, false);
 }
 
@@ -380,13 +387,13 @@ saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 int64
 saga_store_begin_child(const Saga *parent, int step, int element,
 					   const SagaDefinition *definition, Jsonb *input,
-					   TimestampTz deadline)
+					   TimestampTz deadline, const char *traceparent)
 {
 	NewSaga		new = {
 		.definition = definition,
 		.input = input,
 		.deadline = deadline,
-		.traceparent = parent->traceparent,
+		.traceparent = traceparent,
 		.parent = parent,
 		.parent_step = step,
 		.parent_element = element
@@ -575,6 +582,46 @@ saga_store_settle_results(Saga *saga)
 
 /* ---- lock and load ---------------------------------------------------- */
 
+/*
+ * Look in all leaves for the row of a saga but in "except", the newest leaf
+ * first: most that are asked for are young.  Returns the table, with the row in
+ * its slot, or NULL.
+ */
+static SagaTable *
+find_row_elsewhere(SagaTables *tables, Snapshot snapshot, int64 id, int except)
+{
+	for (int i = 0; i < SAGA_NSLOTS; i++)
+	{
+		int			leaf = (names->slot + SAGA_NSLOTS - i) % SAGA_NSLOTS;
+		SagaTable  *table;
+
+		if (leaf == except)
+			continue;
+		table = saga_tables_get(tables, SAGA_TABLE_SAGA, leaf);
+		if (saga_table_fetch_id(table, snapshot, id))
+			return table;
+	}
+	return NULL;
+}
+
+static SagaTable *
+find_row(SagaTables *tables, Snapshot snapshot, int64 id)
+{
+	return find_row_elsewhere(tables, snapshot, id, -1);
+}
+
+SagaTable *
+saga_store_locate(SagaTables *tables, Snapshot snapshot, int64 id, int16 slot)
+{
+	SagaTable  *table;
+
+	look_up_names();
+	table = saga_tables_get(tables, SAGA_TABLE_SAGA, slot);
+	if (saga_table_fetch_id(table, snapshot, id))
+		return table;
+	return find_row_elsewhere(tables, snapshot, id, slot);
+}
+
 static int
 compare_by_id(const void *a, const void *b, void *arg)
 {
@@ -669,6 +716,8 @@ read_saga(TupleTableSlot *slot)
 	saga->key = get_text(slot, SAGA_KEY);
 	saga->traceparent = get_text(slot, SAGA_TRACEPARENT);
 	saga->waiting_for = get_text(slot, SAGA_WAITING_FOR);
+	saga->counted.status = saga->state.status;
+	saga->counted.reason = saga_stats_reason(saga->waiting_for);
 	saga->input = get_jsonb(slot, SAGA_INPUT);
 	saga->cause = get_jsonb(slot, SAGA_ERROR);
 	saga->has_error = saga->cause != NULL;
@@ -1077,6 +1126,25 @@ typedef struct LockedBranch
 	int16		slot;
 } LockedBranch;
 
+/* Lock the row of a saga; returns its table, NULL if it is not to be had. */
+static SagaTable *
+lock_where_it_is(Locking *locking, const SagaRef *ref)
+{
+	SagaTable  *table = saga_tables_get(&locking->tables, SAGA_TABLE_SAGA,
+										ref->slot);
+
+	if (saga_table_lock(table, locking->snapshot, ref->id))
+		return table;
+	if (saga_table_fetch_id(table, locking->snapshot, ref->id))
+		return NULL;			/* somebody else has it */
+	table = find_row_elsewhere(&locking->tables, locking->snapshot, ref->id,
+							   ref->slot);
+	if (table == NULL ||
+		!saga_table_lock(table, locking->snapshot, ref->id))
+		return NULL;
+	return table;
+}
+
 /*
  * Lock a saga, and read it unless what is known of it still counts.  Sets
  * *saga to NULL if it is not to be had; *reload says whether its steps are to
@@ -1086,15 +1154,16 @@ static void
 lock_saga(Locking *locking, Saga **saga, const SagaRef *ref, bool *reload,
 		  bool *put_off)
 {
-	SagaTable  *table = saga_tables_get(&locking->tables, SAGA_TABLE_SAGA,
-										ref->slot);
+	SagaTable  *table = lock_where_it_is(locking, ref);
 	Saga	   *known = *saga;
 
 	*saga = NULL;
-	if (!saga_table_lock(table, locking->snapshot, ref->id) ||
+	if (table == NULL ||
 		!row_is_ours(table->slot, locking->role, locking->role_name))
 		return;
+	/* one that retention has moved has its rows in other tables */
 	if (known != NULL && !known->stale &&
+		known->ref.slot == DatumGetInt16(table->slot->tts_values[SAGA_SLOT]) &&
 		known->turn == DatumGetInt32(table->slot->tts_values[SAGA_TURN]))
 	{
 		MemoryContext caller = MemoryContextSwitchTo(known->memory);
@@ -1179,11 +1248,11 @@ static Saga *
 load_saga_of_branch(Locking *locking, const LockedBranch *locked,
 					bool *put_off)
 {
-	SagaTable  *table = saga_tables_get(&locking->tables, SAGA_TABLE_SAGA,
-										locked->slot);
+	SagaTable  *table = saga_store_locate(&locking->tables, locking->snapshot,
+										  locked->saga_id, locked->slot);
 	Saga	   *saga;
 
-	if (!saga_table_fetch_id(table, locking->snapshot, locked->saga_id) ||
+	if (table == NULL ||
 		!row_is_ours(table->slot, locking->role, locking->role_name))
 		return NULL;
 	if (is_too_large(table->slot, &locking->size))
@@ -1289,25 +1358,6 @@ saga_store_lock(Saga **sagas, const SagaRef *refs, int n, Oid role,
 	pfree(branches);
 }
 
-/*
- * Look in all leaves for the row of a saga, the newest leaf first: most that
- * are asked for are young.  Returns the table, with the row in its slot, or
- * NULL.
- */
-static SagaTable *
-find_row(SagaTables *tables, Snapshot snapshot, int64 id)
-{
-	for (int i = 0; i < SAGA_NSLOTS; i++)
-	{
-		int			leaf = (names->slot + SAGA_NSLOTS - i) % SAGA_NSLOTS;
-		SagaTable  *table = saga_tables_get(tables, SAGA_TABLE_SAGA, leaf);
-
-		if (saga_table_fetch_id(table, snapshot, id))
-			return table;
-	}
-	return NULL;
-}
-
 Saga *
 saga_store_peek(int64 id)
 {
@@ -1338,8 +1388,8 @@ saga_store_peek_at(SagaTables *tables, Snapshot snapshot, int64 id, int16 slot)
 	Saga	   *saga;
 
 	look_up_names();
-	table = saga_tables_get(tables, SAGA_TABLE_SAGA, slot);
-	if (!saga_table_fetch_id(table, snapshot, id))
+	table = saga_store_locate(tables, snapshot, id, slot);
+	if (table == NULL)
 		return NULL;
 	saga = read_saga(table->slot);
 	saga->ended = table->slot->tts_isnull[SAGA_DUE_AT];
@@ -1609,6 +1659,21 @@ recoveries_to_array(const Saga *saga)
 								 TYPALIGN_SHORT) : NULL;
 }
 
+/* The row says something else of a saga: tell the statistics. */
+static void
+count_move(Saga *saga, TimestampTz now)
+{
+	SagaCounted to = {saga->state.status,
+	saga_stats_reason(saga->waiting_for)};
+
+	if (saga->definition != NULL)
+		saga_stats_moved(saga->definition->name, saga->definition->id,
+						 saga->counted, to, now - saga->state.start_at);
+	else
+		saga_stats_uncertain();	/* nobody knows whose it is */
+	saga->counted = to;
+}
+
 /*
  * Update the row of a saga.  While it goes on due_at stays as it is, so that
  * no indexed column changes and the update is HOT.
@@ -1671,6 +1736,7 @@ save_row(SagaTables *tables, Saga *saga, TimestampTz now)
 	heap_freetuple(saga->tuple);
 	saga->tuple = tuple;
 	saga->turn++;
+	count_move(saga, now);
 	if (saga->error != NULL)
 	{
 		saga->has_error = true;
@@ -1756,13 +1822,13 @@ static SagaStatement renumber_steps[] = {
 	/* what was to be given back with a step that is gone is with the saga's end */
 	{"UPDATE saga.lock l SET step = $3[l.step + 1],"
 		" until_step = NULLIF($3[l.until_step + 1], -1)"
-		" WHERE l.saga_id = $1 AND l.slot = $2",
+		" WHERE l.saga_id = $1",
 	3, {INT8OID, INT2OID, INT2ARRAYOID}, NULL}
 };
 static SagaStatement find_lock_steps = {
 	"SELECT DISTINCT l.step FROM saga.lock l"
-	" WHERE l.saga_id = $1 AND l.slot = $2 AND l.step IS NOT NULL",
-	2, {INT8OID, INT2OID}, NULL
+	" WHERE l.saga_id = $1 AND l.step IS NOT NULL",
+	1, {INT8OID}, NULL
 };
 
 typedef struct Traces
@@ -1786,8 +1852,7 @@ saga_store_find_traces(const Saga *saga, uint8 *traces)
 {
 	SagaTables	tables = {.lockmode = AccessShareLock};
 	Traces		arg = {saga->state.nsteps, traces};
-	Datum		values[2] = {Int64GetDatum(saga->ref.id),
-	Int16GetDatum(saga->ref.slot)};
+	Datum		values[1] = {Int64GetDatum(saga->ref.id)};
 	SagaOwnerSwitch owner;
 	uint64		n;
 
@@ -2191,16 +2256,15 @@ static SagaStatement find_children = {
  */
 static SagaStatement find_role_branches = {
 	"SELECT b.id FROM saga.branch b WHERE b.role = $1 AND b.id > $3"
-	" AND (SELECT s.coordinator = $2 AND s.role = b.role AND s.role_name = $4"
-	"      FROM saga.saga s WHERE s.id = b.saga_id AND s.slot = b.slot)"
+	" AND " SAGA_OF("b", "s.coordinator = $2 AND s.role = b.role"
+	"                AND s.role_name = $4")
 	" ORDER BY b.id LIMIT 4096",
 	4, {OIDOID, UUIDOID, INT8OID, TEXTOID}, NULL
 };
 static SagaStatement find_messages = {
 	"SELECT DISTINCT m.saga_id, m.slot FROM saga.message m"
 	" WHERE m.role = $1 AND m.saga_id > $3"
-	" AND (SELECT s.coordinator FROM saga.saga s"
-	"      WHERE s.id = m.saga_id AND s.slot = m.slot) = $2"
+	" AND " SAGA_OF("m", "s.coordinator") " = $2"
 	" ORDER BY m.saga_id",
 	3, {OIDOID, UUIDOID, INT8OID}, NULL
 };
@@ -2215,12 +2279,10 @@ static SagaStatement look_at_roles = {
 	"         AND s.role > r.role ORDER BY s.role LIMIT 1)"
 	" FROM r WHERE r.role IS NOT NULL), m(role) AS MATERIALIZED ("
 	" SELECT DISTINCT m.role FROM saga.message m"
-	" WHERE (SELECT s.coordinator FROM saga.saga s"
-	"        WHERE s.id = m.saga_id AND s.slot = m.slot) = $2"
+	" WHERE " SAGA_OF("m", "s.coordinator") " = $2"
 	"), b(role) AS MATERIALIZED ("
 	" SELECT DISTINCT b.role FROM saga.branch b"
-	" WHERE (SELECT s.coordinator FROM saga.saga s"
-	"        WHERE s.id = b.saga_id AND s.slot = b.slot) = $2)"
+	" WHERE " SAGA_OF("b", "s.coordinator") " = $2)"
 	" SELECT r.role,"
 	" EXISTS (SELECT FROM b WHERE b.role = r.role)"
 	" OR EXISTS (SELECT FROM saga.saga s WHERE s.role = r.role"
@@ -2404,8 +2466,7 @@ static SagaStatement find_answered = {
 	" (SELECT t.saga_id, t.slot FROM saga.task t"
 	"  WHERE t.queue_id = q.id AND t.claimed AND t.at IS NOT NULL"
 	"  AND t.outcome IS NOT NULL AND t.role = $1"
-	"  AND (SELECT s.coordinator FROM saga.saga s"
-	"       WHERE s.id = t.saga_id AND s.slot = t.slot) = $2"
+	"  AND " SAGA_OF("t", "s.coordinator") " = $2"
 	"  ORDER BY t.at LIMIT $3) e",
 	3, {OIDOID, UUIDOID, INT8OID}, NULL
 };
@@ -2540,53 +2601,150 @@ saga_store_look(SagaRoleCallback callback)
 }
 
 
-/* ---- alerts -------------------------------------------------------------- */
+/* ---- how many there are -------------------------------------------------- */
 
-static SagaStatement add_alert = {
-	"INSERT INTO saga.alert (kind, saga_id, payload)"
-	" VALUES ($1, $2, pg_catalog.jsonb_build_object('alert', $1, 'saga_id', $2,"
-	"  'definition', $3, 'step', $4, 'message', pg_catalog.left($5, 500)))",
-	5, {TEXTOID, INT8OID, TEXTOID, TEXTOID, TEXTOID}, NULL
+/* All that are in the index of what is not final. */
+static SagaStatement count_unfinished = {
+	"SELECT v.name, x.status, x.waiting_for, x.is_foreign, x.n FROM ("
+	" SELECT s.definition_id, s.status, s.waiting_for,"
+	"  s.coordinator IS DISTINCT FROM $1 AS is_foreign, pg_catalog.count(*) AS n"
+	" FROM saga.saga s WHERE s.due_at IS NOT NULL GROUP BY 1, 2, 3, 4) x"
+	" LEFT JOIN saga.definition_version v ON v.id = x.definition_id"
+	" ORDER BY v.name",
+	1, {UUIDOID}, NULL
 };
-static SagaStatement send_alerts = {
-	"WITH gone AS (DELETE FROM saga.alert RETURNING id, payload)"
-	" SELECT pg_catalog.pg_notify('saga_alert', (s.payload"
-	"  || pg_catalog.jsonb_build_object('id', s.id))::pg_catalog.text)"
-	" FROM (SELECT id, payload FROM gone ORDER BY id) s",
-	0, {0}, NULL
+static SagaStatement find_prepared_before = {
+	"SELECT FROM pg_catalog.pg_prepared_xact() p"
+	" WHERE p.dbid = $1 AND p.prepared < $2",
+	2, {OIDOID, TIMESTAMPTZOID}, NULL
 };
 
-void
-saga_store_alert(const Saga *saga, const char *kind, const char *message)
+/* Are there any that were prepared before then? */
+static bool
+has_prepared_before(TimestampTz before)
 {
-	Datum		values[5];
+	Datum		values[2] = {ObjectIdGetDatum(MyDatabaseId),
+	TimestampTzGetDatum(before)};
 	SagaOwnerSwitch owner;
+	uint64		n;
 
-	values[0] = CStringGetTextDatum(kind);
-	values[1] = Int64GetDatum(saga->ref.id);
-	values[2] = CStringGetTextDatum(saga->definition ?
-									saga->definition->name : "");
-	values[3] = CStringGetTextDatum(saga->definition &&
-									saga->step < saga->state.nsteps ?
-									saga->definition->steps[saga->step].name : "");
-	values[4] = CStringGetTextDatum(message);
 	saga_owner_enter(&owner);
-	saga_statement_run(&add_alert, values, NULL, false, 0);
+	n = saga_statement_run(&find_prepared_before, values, NULL, true, 1);
 	saga_owner_leave(&owner);
+	return n > 0;
 }
 
-int
-saga_store_send_alerts(void)
+/* Put row "i" of the count to those of its definition, which come together;
+ * returns how many definitions there are now. */
+static int
+collect_count(uint64 i, SagaCount *counts, int ncounts)
+{
+	bool		isnull;
+	Datum		name = saga_statement_datum(i, 1, &isnull);
+	char	   *definition = isnull ? NULL : TextDatumGetCString(name);
+	Datum		status = saga_statement_datum(i, 2, &isnull);
+	Datum		wait = saga_statement_datum(i, 3, &isnull);
+	char	   *waiting_for = isnull ? NULL : TextDatumGetCString(wait);
+	bool		foreign = DatumGetBool(saga_statement_datum(i, 4, &isnull));
+	int64		n = DatumGetInt64(saga_statement_datum(i, 5, &isnull));
+	SagaReason	reason = foreign ? SAGA_REASON_ADOPT :
+		saga_stats_reason(waiting_for);
+
+	if (ncounts == 0 ||
+		(definition == NULL) != (counts[ncounts - 1].definition == NULL) ||
+		(definition != NULL &&
+		 strcmp(definition, counts[ncounts - 1].definition) != 0))
+		counts[ncounts++].definition = definition;
+	counts[ncounts - 1].n[saga_tables_label(names->status, SAGA_NUNFINISHED,
+											status)] += n;
+	counts[ncounts - 1].n[SAGA_NUNFINISHED + reason] += n;
+	return ncounts;
+}
+
+/* Under the active snapshot; in SPI's memory. */
+static SagaCount *
+count_all(int *ncounts)
+{
+	bool		copy = saga_tables_is_copy();
+	Datum		value = UUIDPGetDatum(&names->coordinator);
+	SagaCount  *counts;
+	uint64		n;
+
+	n = saga_statement_run(&count_unfinished, &value, copy ? "n" : NULL, true,
+						   0);
+	counts = palloc0((n + 1) * sizeof(SagaCount));
+	*ncounts = 0;
+	for (uint64 i = 0; i < n; i++)
+		*ncounts = collect_count(i, counts, *ncounts);
+	return counts;
+}
+
+static void
+count_under(uint32 number, Snapshot snapshot)
 {
 	SagaOwnerSwitch owner;
-	int			n;
+	SagaCount  *counts;
+	int			ncounts;
 
-	if (saga_tables_is_empty("alert"))
-		return 0;
+	PushActiveSnapshot(snapshot);
 	saga_owner_enter(&owner);
-	n = (int) saga_statement_run(&send_alerts, NULL, NULL, false, 0);
+	counts = count_all(&ncounts);
+	saga_stats_count_done(number, counts, ncounts);
 	saga_owner_leave(&owner);
-	return n;
+	PopActiveSnapshot();
+}
+
+SagaCount *
+saga_store_count_seen(int *ncounts)
+{
+	MemoryContext caller = CurrentMemoryContext;
+	SagaOwnerSwitch owner;
+	SagaCount  *counts;
+	SagaCount  *copy;
+
+	look_up_names();
+	saga_owner_enter(&owner);
+	counts = count_all(ncounts);
+	MemoryContextSwitchTo(caller);
+	copy = palloc((*ncounts + 1) * sizeof(SagaCount));
+	for (int i = 0; i < *ncounts; i++)
+	{
+		copy[i] = counts[i];
+		if (copy[i].definition != NULL)
+			copy[i].definition = pstrdup(copy[i].definition);
+	}
+	saga_owner_leave(&owner);
+	MemoryContextSwitchTo(caller);
+	return copy;
+}
+
+void
+saga_store_count_unfinished(void)
+{
+	TimestampTz before = saga_stats_lost_before();
+	Snapshot	snapshot = NULL;
+	uint32		number;
+	bool		lost;
+
+	look_up_names();
+	(void) saga_tables_is_copy();	/* may look names up again */
+	/* before the snapshot: who is not found has committed before that */
+	lost = before != 0 && has_prepared_before(before);
+	number = saga_stats_count_begin(&snapshot);
+	if (number == 0)
+		return;
+	PG_TRY();
+	{
+		count_under(number, snapshot);
+	}
+	PG_CATCH();
+	{
+		saga_stats_count_failed(number);
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	if (before != 0 && !lost)
+		saga_stats_none_lost(before);
 }
 
 
@@ -2601,6 +2759,11 @@ static const char *const renew_identity =
 	"  SET id = pg_catalog.gen_random_uuid(), database = EXCLUDED.database,"
 	"      created_at = pg_catalog.now()"
 	"  WHERE coordinator.database <> EXCLUDED.database";
+
+/* From now on, and not before, sagas of others that have ended are removed too
+ * when their time has come: see retention.c. */
+static const char *const note_adoption =
+	"UPDATE saga.coordinator SET adopted_at = pg_catalog.now()";
 
 /* Roles of this coordinator's own sagas may have been renamed since. */
 static const char *const follow_renames =
@@ -2657,10 +2820,12 @@ saga_store_adopt(List **unbound)
 	uint64		n;
 
 	*unbound = NIL;
+	saga_stats_uncertain();
 	/* every backend remembers who this coordinator is */
 	saga_owner_invalidate();
 	saga_owner_enter(&owner);
 	execute(renew_identity);
+	execute(note_adoption);
 	adopted = (int64) execute(follow_renames);
 	adopted += (int64) execute(adopt_sagas);
 	for (size_t i = 0; i < lengthof(adopt_statements); i++)

@@ -23,6 +23,7 @@
 #include "definition.h"
 #include "machine.h"
 #include "shared.h"
+#include "stats.h"
 #include "tables.h"
 
 /* What is stored of one operation beside what the machine knows. */
@@ -112,7 +113,7 @@ typedef struct Saga
 	pg_uuid_t	token;
 	Oid			role;
 	const char *key;			/* may be NULL */
-	const char *traceparent;	/* may be NULL */
+	const char *traceparent;	/* that it was begun with; may be NULL */
 	Jsonb	   *input;
 	int64		parent_id;		/* 0 = none */
 	int			parent_step;	/* -1 if it is none of this database */
@@ -126,6 +127,7 @@ typedef struct Saga
 	TimestampTz created_at;
 	TimestampTz started_at;		/* 0 = not yet */
 	HeapTuple	tuple;			/* as stored; its t_self is the row's */
+	SagaCounted counted;		/* as what that is counted */
 	bool		foreign;		/* of another coordinator: see saga.adopt() */
 	const char *broken;			/* why its rows have no meaning; NULL = fine */
 	bool		ended;			/* it was final when it was locked: nothing is
@@ -150,6 +152,17 @@ typedef struct Saga
 	List	   *attempts;		/* of SagaAttempt */
 	List	   *messages;		/* of SagaMessage: all that were read */
 } Saga;
+
+/*
+ * In a statement: what "expression" is for the saga "s" of a row that has its
+ * saga_id, and the slot where the saga was once; NULL if there is none.  As
+ * such a row does not follow a saga that retention moves, a join on both would
+ * lose it.
+ */
+#define SAGA_OF(row, expression) \
+	"COALESCE((SELECT " expression " FROM saga.saga s" \
+	"  WHERE s.id = " row ".saga_id AND s.slot = " row ".slot)," \
+	" (SELECT " expression " FROM saga.saga s WHERE s.id = " row ".saga_id))"
 
 /* 128 random bits. */
 extern void saga_store_make_token(pg_uuid_t *token);
@@ -213,6 +226,14 @@ extern Saga *saga_store_peek_at(SagaTables *tables, Snapshot snapshot,
 								int64 id, int16 slot);
 
 /*
+ * The table that has the row of a saga, with the row in its slot; NULL if there
+ * is none.  "slot" is where it was when somebody looked: retention may have
+ * moved it since.
+ */
+extern SagaTable *saga_store_locate(SagaTables *tables, Snapshot snapshot,
+									int64 id, int16 slot);
+
+/*
  * Insert the row of a new saga; returns its id.  For saga.begin(): in the
  * caller's transaction.  "existing" returns true when the key is taken and
  * the id is that of the saga that has it.
@@ -230,10 +251,12 @@ extern int64 saga_store_begin(const SagaDefinition *definition, Jsonb *input,
 							  SagaOnDuplicate on_duplicate);
 
 /* Likewise for a child of this saga, which is locked and whose role the
- * current user is: in the engine's top transaction. */
+ * current user is: in the engine's top transaction.  "traceparent" is that of
+ * the step's action. */
 extern int64 saga_store_begin_child(const Saga *parent, int step, int element,
 									const SagaDefinition *definition,
-									Jsonb *input, TimestampTz deadline);
+									Jsonb *input, TimestampTz deadline,
+									const char *traceparent);
 
 /* Likewise for the child of a saga of another database, which has so many sagas
  * above it: in the caller's transaction. */
@@ -342,11 +365,6 @@ typedef void (*SagaRoleCallback) (Oid role, bool due, bool message,
 								  TimestampTz next_due);
 extern bool saga_store_look(SagaRoleCallback callback);
 
-/* Write an alert, and send all that wait (NOTIFY saga_alert). */
-extern void saga_store_alert(const Saga *saga, const char *kind,
-							 const char *message);
-extern int	saga_store_send_alerts(void);
-
 /* What is committed of a saga now (under repeatable read, what the snapshot
  * shows); false if there is none. */
 typedef struct SagaGlance
@@ -357,6 +375,16 @@ typedef struct SagaGlance
 } SagaGlance;
 
 extern bool saga_store_glance(int64 id, SagaGlance *glance);
+
+/*
+ * Count the sagas that are not final, for the statistics, unless somebody else
+ * is about it.  In a transaction that has written nothing.
+ */
+extern void saga_store_count_unfinished(void);
+
+/* Likewise for who asks alone: those that the active snapshot sees, also in
+ * recovery.  In CurrentMemoryContext. */
+extern SagaCount *saga_store_count_seen(int *ncounts);
 
 /* Make the sagas of a copy this coordinator's own: saga.adopt(). */
 extern int64 saga_store_adopt(List **unbound);
