@@ -85,7 +85,7 @@ static Oid	definition_relation = InvalidOid;
 #define VERSION_COLUMNS \
 	"v.id, d.id, v.name, v.version, d.owner, d.owner_name, d.enabled, " \
 	"d.max_running, d.deadline, v.steps, d.exclusive, d.exclusive_until, " \
-	"d.exclusive_timeout, v.created_by "
+	"d.exclusive_timeout, v.created_by, d.disabled_by "
 
 
 /* ---- rows ------------------------------------------------------------- */
@@ -334,6 +334,8 @@ make_version(uint32 stamp)
 		def->owner = DatumGetObjectId(row_datum(0, 5));
 		def->owner_name = MemoryContextStrdup(context, row_text(0, 6));
 		def->enabled = DatumGetBool(row_datum(0, 7));
+		if (!row_is_null(0, 15))
+			def->disabled_by = MemoryContextStrdup(context, row_text(0, 15));
 		def->max_running = DatumGetInt32(row_datum(0, 8));
 		if (!row_is_null(0, 9))
 			def->deadline =
@@ -548,6 +550,9 @@ check_begin(const CachedVersion *version, bool trust_definition)
 		ereport(ERROR,
 				errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				errmsg("saga definition \"%s\" is disabled", def->name),
+				def->disabled_by == NULL ? 0 :
+				errdetail("It was paused when invariant \"%s\" was violated.",
+						  def->disabled_by),
 				errhint("Use saga.configure() with enabled => true."));
 }
 
@@ -902,6 +907,7 @@ saga_catalog_configure(const char *name, const SagaCatalogSettings *settings)
 	values[9] = IntervalPGetDatum(&hour);
 	write_rows("UPDATE saga.definition SET "
 			   "enabled = COALESCE($2, enabled), "
+			   "disabled_by = CASE WHEN $2 IS NULL THEN disabled_by END, "
 			   "max_running = CASE WHEN $3 IS NULL THEN max_running "
 			   "ELSE NULLIF($3, 0) END, "
 			   "deadline = CASE WHEN $4 IS NULL THEN deadline "
@@ -916,6 +922,35 @@ saga_catalog_configure(const char *name, const SagaCatalogSettings *settings)
 			   "WHERE id = $1", 10, types, values, nulls);
 	changed();
 	saga_owner_leave(&owner);
+}
+
+bool
+saga_catalog_disable(const char *name, const char *invariant, const char **why)
+{
+	Oid			types[] = {INT4OID, TEXTOID};
+	Datum		values[2];
+	bool		is_operator = saga_owner_has_granted("operator_privilege");
+	Oid			user = GetUserId();
+	SagaOwnerSwitch owner;
+	DefinitionRow row;
+
+	*why = NULL;
+	saga_owner_enter(&owner);
+	if (!lock_row(name, false, &row))
+		*why = "The definition does not exist.";
+	else if (!is_operator && !saga_role_has_privileges(user, &row.owner))
+		*why = "The owner of the invariant is neither the definition's owner nor an operator.";
+	else
+	{
+		values[0] = Int32GetDatum(row.id);
+		values[1] = CStringGetTextDatum(invariant);
+		write_rows("UPDATE saga.definition SET enabled = false, disabled_by = $2 "
+				   "WHERE id = $1 AND enabled", 2, types, values, NULL);
+		if (SPI_processed > 0)
+			changed();
+	}
+	saga_owner_leave(&owner);
+	return *why == NULL;
 }
 
 static int64

@@ -81,6 +81,13 @@ typedef struct SagaCatalogSettings
 extern void saga_catalog_configure(const char *name,
 								   const SagaCatalogSettings *settings);
 
+/*
+ * An invariant of the current user is violated: have no sagas begun.  False if it
+ * may not, or there is no such definition, with *why as a sentence.
+ */
+extern bool saga_catalog_disable(const char *name, const char *invariant,
+								 const char **why);
+
 /* Remove a definition, its grants and its keys; the versions stay. */
 extern void saga_catalog_drop(const char *name, bool force);
 

@@ -119,6 +119,7 @@ typedef struct SagaDefinition
 	const char *owner_name;
 	const char *created_by;		/* the role that defined this version */
 	bool		enabled;
+	const char *disabled_by;	/* the invariant that has disabled it; or NULL */
 	int			max_running;	/* 0 = no limit */
 	int64		deadline;		/* microseconds after begin; 0 = none */
 	SagaPath	exclusive;		/* of saga.configure(): in the input */

@@ -458,6 +458,14 @@ note_missing(int32 id)
 		pending.look = true;
 }
 
+/* A breaker was opened or closed: somebody may have to see to it. */
+static void
+tell_breaker(bool before, bool after)
+{
+	if (before != after)
+		saga_duty_at(SAGA_DUTY_CONDITIONS, GetCurrentTimestamp());
+}
+
 /*
  * One note of a transaction that has committed.  Returns when the queue is to
  * be announced, if that is earlier than it was; else DT_NOEND.
@@ -468,6 +476,8 @@ apply_note(const Note *note, TimestampTz now)
 	Queue	   *queue = make_queue(note->id, note->name);
 	TimestampTz before;
 	TimestampTz due;
+	bool		was_open;
+	bool		is_open;
 
 	if (queue == NULL)
 	{
@@ -477,6 +487,7 @@ apply_note(const Note *note, TimestampTz now)
 	}
 	mend_times(queue, now);
 	before = announcement_due(queue);
+	was_open = queue->open;
 	queue->used_at = now;
 	queue->noffered += note->noffered;
 	queue->nclaimed += note->nclaimed;
@@ -497,7 +508,9 @@ apply_note(const Note *note, TimestampTz now)
 		count_failures(queue, &note->breaker, note->nfailed + note->nexpired,
 					   now);
 	due = announcement_due(queue);
+	is_open = queue->open;
 	unlock_queue(queue);
+	tell_breaker(was_open, is_open);
 	return due < before ? due : DT_NOEND;
 }
 
@@ -846,8 +859,10 @@ saga_qstate_allowance(int32 id, const SagaBreaker *breaker, int max)
 		return max;
 	max = allow_trial(queue, breaker, max, note);
 	due = announcement_due(queue);
+	open = queue->open;
 	unlock_queue(queue);
 	tell_due(id, due);
+	tell_breaker(true, open);
 	return max;
 }
 
@@ -893,16 +908,19 @@ saga_qstate_close_breaker(int32 id)
 {
 	TimestampTz due;
 	Queue	   *queue;
+	bool		was_open;
 
 	if (table == NULL)
 		return;
 	queue = lock_queue(id, LW_EXCLUSIVE);
 	if (queue == NULL)
 		return;
+	was_open = queue->open;
 	close_breaker(queue);
 	due = announcement_due(queue);
 	unlock_queue(queue);
 	tell_due(id, due);
+	tell_breaker(was_open, false);
 }
 
 
