@@ -826,16 +826,18 @@ SELECT relname, string_agg(privilege_type || CASE WHEN is_grantable THEN '*' ELS
 WHERE relnamespace = 'saga'::regnamespace AND grantee = 'regress_saga_mallory'::regrole GROUP BY 1 ORDER BY 1;
 SELECT proname, count(*) FROM pg_proc, aclexplode(proacl)
 WHERE pronamespace = 'saga'::regnamespace AND grantee = 'regress_saga_mallory'::regrole AND NOT is_grantable GROUP BY 1 ORDER BY 1;
--- SECURITY DEFINER, triggers, rules, policies, deferrable constraints, index
--- expressions but PostgreSQL's own: there are none.  SQL of ours has its search_path pinned, but for
--- these, in which every name is qualified.
-SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'saga'::regnamespace AND prosecdef;
+-- Triggers, rules, policies, deferrable constraints, index expressions but
+-- PostgreSQL's own: there are none.  SECURITY DEFINER is what shows monitors
+-- numbers of PostgreSQL and of all roles.  SQL of ours has its search_path pinned,
+-- but for these, in which every name is qualified, or which are called by others.
+-- A view has a barrier, or shows what saga.sagas_raw or a function lets through.
+SELECT oid::regprocedure FROM pg_proc WHERE pronamespace = 'saga'::regnamespace AND prosecdef ORDER BY oid::regprocedure::text COLLATE "C";
 SELECT tgname FROM pg_trigger JOIN pg_class c ON c.oid = tgrelid WHERE relnamespace = 'saga'::regnamespace;
 SELECT rulename FROM pg_rewrite JOIN pg_class c ON c.oid = ev_class WHERE relnamespace = 'saga'::regnamespace AND rulename <> '_RETURN';
 SELECT relname FROM pg_class WHERE relnamespace = 'saga'::regnamespace AND (relrowsecurity OR relhastriggers);
 SELECT conname FROM pg_constraint WHERE connamespace = 'saga'::regnamespace AND condeferrable;
 SELECT indexrelid::regclass, pg_get_expr(indexprs, indrelid) AS expression FROM pg_index JOIN pg_class c ON c.oid = indrelid WHERE relnamespace = 'saga'::regnamespace AND indexprs IS NOT NULL;
-SELECT relname FROM pg_class WHERE relnamespace = 'saga'::regnamespace AND relkind = 'v' AND NOT 'security_barrier=true' = ANY (coalesce(reloptions, '{}'));
+SELECT relname FROM pg_class WHERE relnamespace = 'saga'::regnamespace AND relkind = 'v' AND NOT 'security_barrier=true' = ANY (coalesce(reloptions, '{}')) ORDER BY relname;
 SELECT DISTINCT relowner = extowner AS owned_by_extension FROM pg_class, pg_extension WHERE relnamespace = 'saga'::regnamespace AND extname = 'saga';
 SELECT proname FROM pg_proc JOIN pg_language l ON l.oid = prolang
 WHERE pronamespace = 'saga'::regnamespace AND lanname IN ('sql', 'plpgsql') AND NOT coalesce(proconfig::text ~ 'search_path=pg_catalog, pg_temp', false) ORDER BY 1;

@@ -31,7 +31,10 @@ SELECT c.relname AS granted FROM pg_class c, aclexplode(c.relacl) a WHERE c.reln
 SELECT p.proname AS granted FROM pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a WHERE p.pronamespace = 'saga'::regnamespace AND a.grantee = 0;
 SELECT nspname AS granted FROM pg_namespace n, aclexplode(n.nspacl) a WHERE nspname = 'saga' AND a.grantee = 0;
 SELECT p.proname AS definer FROM pg_proc p WHERE p.pronamespace = 'saga'::regnamespace AND p.prosecdef AND NOT coalesce('search_path=pg_catalog, pg_temp' = ANY (p.proconfig), false);
-SELECT c.relname AS no_barrier FROM pg_class c WHERE c.relnamespace = 'saga'::regnamespace AND c.relkind = 'v' AND NOT coalesce('security_barrier=true' = ANY (c.reloptions), false);
+SELECT c.relname AS no_barrier FROM pg_class c WHERE c.relnamespace = 'saga'::regnamespace AND c.relkind = 'v' AND NOT coalesce('security_barrier=true' = ANY (c.reloptions), false)
+  -- but for those that show what another one lets through
+  AND EXISTS (SELECT FROM pg_rewrite r JOIN pg_depend d ON d.classid = 'pg_rewrite'::regclass AND d.objid = r.oid AND d.refclassid = 'pg_class'::regclass
+      WHERE r.ev_class = c.oid AND d.refobjid NOT IN (c.oid, 'saga.sagas_raw'::regclass, 'saga.coordinator'::regclass, 'pg_database'::regclass));
 
 ------------------------------------------------------------------------------
 -- Who sees what

@@ -1057,6 +1057,9 @@ saga_kind_child_ended(Saga *saga, const SagaMessage *message)
 {
 	ChildReport report;
 
+	/* what was asked before may just have ended it; it tells its children */
+	if (saga_status_is_final(saga->state.status))
+		return "refused: the saga had ended";
 	if (!read_report(saga, message, &report))
 		return "refused: it is about no child of this saga";
 	for (int i = 0; i < SAGA_NOPERATION; i++)

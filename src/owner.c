@@ -19,6 +19,7 @@
 #include "catalog/dependency.h"
 #include "catalog/indexing.h"
 #include "catalog/namespace.h"
+#include "catalog/pg_authid.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_proc.h"
@@ -203,6 +204,13 @@ saga_owner_has_granted(const char *function)
 	pfree(arguments);
 	return OidIsValid(oid) &&
 		saga_function_aclcheck(oid, GetUserId()) == ACLCHECK_OK;
+}
+
+bool
+saga_owner_sees_health(void)
+{
+	return saga_owner_has_granted("monitor_privilege") ||
+		has_privs_of_role(GetUserId(), ROLE_PG_MONITOR);
 }
 
 bool

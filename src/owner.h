@@ -46,6 +46,10 @@ extern void saga_owner_invalidate(void);
  * and is there to be granted: "monitor_privilege", "operator_privilege"? */
 extern bool saga_owner_has_granted(const char *function);
 
+/* May it see the numbers of all sagas: is it a monitor, or has it the privileges
+ * of pg_monitor? */
+extern bool saga_owner_sees_health(void);
+
 /* Has the current database the extension, at the version of this library? */
 extern bool saga_extension_ready(void);
 

@@ -4,7 +4,8 @@
  *		why there is none where one is wanted.
  *
  * Any backend.  Who may use the view may call the function too, so what is of
- * a role is shown here to those only who have its privileges, and to monitors.
+ * a role is shown here to those only who have its privileges, and to who sees
+ * the health of all.
  */
 #include "postgres.h"
 
@@ -77,7 +78,7 @@ static bool
 may_see(Oid role)
 {
 	return !OidIsValid(role) || has_privs_of_role(GetUserId(), role) ||
-		saga_owner_has_granted("monitor_privilege");
+		saga_owner_sees_health();
 }
 
 static void

@@ -129,16 +129,24 @@ CREATE PROCEDURE v.run_it() LANGUAGE plpgsql AS $$
 DECLARE
     operations bigint;
     finished bigint;
+    remaining boolean;
+    leases bigint;
+    woken bigint;
+    unserved text[];
 BEGIN
-    CALL saga.recover(10, '1 min', operations, finished);
+    CALL saga.recover(10, '1 min', operations, finished, remaining, leases, woken, unserved);
 END
 $$;
 CREATE PROCEDURE v.run_it_as_definer() LANGUAGE plpgsql SECURITY DEFINER AS $$
 DECLARE
     operations bigint;
     finished bigint;
+    remaining boolean;
+    leases bigint;
+    woken bigint;
+    unserved text[];
 BEGIN
-    CALL saga.recover(10, '1 min', operations, finished);
+    CALL saga.recover(10, '1 min', operations, finished, remaining, leases, woken, unserved);
 END
 $$;
 EOS
