@@ -3304,7 +3304,7 @@ CREATE VIEW saga.metrics WITH (security_barrier) AS
         ('saga_database_dead_tuples_ratio', 'gauge', 'Part of the rows that are dead, in the table where that is worst.'),
         ('saga_database_horizon_age_transactions', 'gauge', 'Transactions begun since the oldest snapshot that keeps vacuum from removing rows.'),
         ('saga_database_horizon_age_seconds', 'gauge', 'How long ago the transaction with that snapshot began; 0 if it is a replication slot.'),
-        ('saga_active_alerts', 'gauge', 'Rows of saga.alerts; at most 10000 of a kind are counted.'),
+        ('saga_active_alerts', 'gauge', 'Conditions that hold, by kind, as saga.alerts has them; at most 10000 of a kind are counted.'),
         ('saga_invariant_violations', 'gauge', 'Violations that the last check of an invariant has found.'),
         ('saga_invariant_failed', 'gauge', '1 if the last check of an invariant failed.')
     ) k(name, type, help) ON k.name = m.name;
@@ -5713,8 +5713,8 @@ BEGIN
     IF max_rows IS NULL OR max_rows NOT BETWEEN 1 AND 10000 THEN
         RAISE EXCEPTION 'max_rows must be from 1 to 10000'
             USING ERRCODE = 'invalid_parameter_value';
-    ELSIF cardinality($1) > 50 OR array_position($1, NULL) IS NOT NULL THEN
-        RAISE EXCEPTION 'a report has at most 50 sagas, and their ids must not be null'
+    ELSIF cardinality($1) > 50 OR array_ndims($1) > 1 OR EXISTS (SELECT FROM unnest($1) d(id) WHERE d.id IS NULL) THEN
+        RAISE EXCEPTION 'a report has at most 50 sagas, in an array of one dimension, and their ids must not be null'
             USING ERRCODE = 'invalid_parameter_value';
     END IF;
     IF $2 IS NOT NULL THEN

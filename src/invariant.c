@@ -970,7 +970,7 @@ saga_add_invariant(PG_FUNCTION_ARGS)
 		IntervalPGetDatum(interval_of(saga_argument_interval(fcinfo, 6, "every")));
 	nulls[9] = key == NULL ? 'n' : ' ';
 	values[9] = PointerGetDatum(key);
-	saga_owner_enter(&owner);
+	saga_owner_enter_patiently(&owner);
 	values[0] = Int32GetDatum(make_invariant(name, user));
 	saga_statement_run(&set_invariant, values, nulls, false, 0);
 	saga_owner_leave(&owner);
@@ -990,7 +990,7 @@ saga_drop_invariant(PG_FUNCTION_ARGS)
 
 	saga_check_may_write("saga.drop_invariant()");
 	saga_argument_require(fcinfo, 0, "name");
-	saga_owner_enter(&owner);
+	saga_owner_enter_patiently(&owner);
 	if (!lock_name(name, &id, &role))
 		ereport(ERROR,
 				errcode(ERRCODE_UNDEFINED_OBJECT),

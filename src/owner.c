@@ -27,6 +27,7 @@
 #include "commands/extension.h"
 #include "executor/spi.h"
 #include "miscadmin.h"
+#include "storage/proc.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -156,6 +157,16 @@ saga_owner_enter(SagaOwnerSwitch *state)
 	if (state->pushed_snapshot)
 		PushActiveSnapshot(GetTransactionSnapshot());
 	switched = true;
+}
+
+void
+saga_owner_enter_patiently(SagaOwnerSwitch *state)
+{
+	char	   *patience = psprintf("%d", LockTimeout);
+
+	saga_owner_enter(state);
+	(void) set_config_option("lock_timeout", patience, PGC_USERSET,
+							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
 }
 
 void

@@ -25,6 +25,10 @@ typedef struct SagaOwnerSwitch
 extern void saga_owner_enter(SagaOwnerSwitch *state);
 extern void saga_owner_leave(SagaOwnerSwitch *state);
 
+/* Likewise where another session's row may be waited for: with the caller's
+ * lock_timeout, which is none in the engine's own settings. */
+extern void saga_owner_enter_patiently(SagaOwnerSwitch *state);
+
 /* After an error that was caught: end the SPI connection of a block that was
  * left by it.  The abort of the transaction does the rest. */
 extern void saga_owner_abandon(void);

@@ -168,6 +168,7 @@ typedef struct FileHeader
 	uint32		entry_size;
 	uint32		nentries;
 	TimestampTz since;
+	XLogRecPtr	checkpoint;		/* that of the shutdown */
 } FileHeader;
 
 static Shared *shared = NULL;
@@ -1107,17 +1108,18 @@ crc_of(const FileHeader *header, const Entry *of, pg_crc32c crc)
 	return crc;
 }
 
-/* Is the server being shut down as it should be?  After an immediate shutdown it
- * recovers as from a crash; somebody may have been stopped in the middle of a
- * change here. */
-static bool
-is_clean_shutdown(void)
+/* The checkpoint of a clean shutdown; InvalidXLogRecPtr if the last one was none.
+ * After an immediate shutdown the server recovers as from a crash; somebody may
+ * have been stopped in the middle of a change here. */
+static XLogRecPtr
+shutdown_checkpoint(void)
 {
 	bool		crc_ok;
 	ControlFileData *control = get_controlfile(DataDir, &crc_ok);
 
 	return crc_ok && (control->state == DB_SHUTDOWNED ||
-					  control->state == DB_SHUTDOWNED_IN_RECOVERY);
+					  control->state == DB_SHUTDOWNED_IN_RECOVERY) ?
+		control->checkPoint : InvalidXLogRecPtr;
 }
 
 /* In the postmaster, which is the last: nobody else is there any more. */
@@ -1131,9 +1133,12 @@ write_file(int code, Datum arg)
 	bool		good = true;
 
 	(void) arg;
-	if (code != 0 || shared == NULL || !is_clean_shutdown())
+	if (code != 0 || shared == NULL)
 		return;
 	memset(&header, 0, sizeof(header));
+	header.checkpoint = shutdown_checkpoint();
+	if (header.checkpoint == InvalidXLogRecPtr)
+		return;
 	header.magic = STATS_MAGIC;
 	header.version = PG_VERSION_NUM / 10000;
 	header.entry_size = sizeof(Entry);
@@ -1217,6 +1222,10 @@ read_file(void)
 				errcode(ERRCODE_DATA_CORRUPTED),
 				errmsg("ignoring invalid data in file \"%s\"", STATS_FILE),
 				errdetail("The statistics of sagas begin anew."));
+	else if (header.checkpoint != shutdown_checkpoint())
+		ereport(LOG,
+				errmsg("ignoring file \"%s\" of an earlier shutdown", STATS_FILE),
+				errdetail("The server was started without saga in the meantime. The statistics of sagas begin anew."));
 	else
 	{
 		shared->since = header.since;

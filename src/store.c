@@ -224,16 +224,12 @@ settle_key(const SagaDefinition *definition, const char *key, int64 id,
 	int64		existing = 0;
 	bool		ended = false;
 	bool		gone = false;	/* it has been removed, and left its key */
-	char	   *patience = psprintf("%d", LockTimeout);
 
 	values[0] = CStringGetTextDatum(definition->name);
 	values[1] = CStringGetTextDatum(key);
 	values[2] = Int64GetDatum(id);
 	values[3] = Int16GetDatum(names->slot);
-	saga_owner_enter(&owner);
-	/* who is waited for may take long: the caller's patience counts */
-	(void) set_config_option("lock_timeout", patience, PGC_USERSET,
-							 PGC_S_SESSION, GUC_ACTION_SAVE, true, 0, false);
+	saga_owner_enter_patiently(&owner);
 	for (;;)
 	{
 		bool		isnull;

@@ -12,6 +12,7 @@ def setting(name, default):
 
 STATE, SINCE = setting("STATE", "otlp-exporter.state"), setting("SINCE", "1 hour")
 INTERVAL, OVERLAP = setting("INTERVAL", 5.0), setting("OVERLAP", 60.0)
+STEP = 60.0  # seconds
 SAGAS, SPANS, LENGTH = setting("SAGAS", 500), setting("SPANS", 512), setting("LENGTH", 4096)
 UNSAMPLED = setting("UNSAMPLED", "no") == "yes"
 
@@ -81,13 +82,25 @@ def read_start(db):
 
 
 def read_ended(db, since, sent):
+    """The first that have ended and were not sent, and whether there may be more.
+
+    The range grows until some are found: after a long pause not all that have
+    ended are to be sorted each time."""
+    span = STEP
     with db.cursor() as cursor:
-        cursor.execute(
-            "SELECT saga_id, extract(epoch FROM finished_at)::float8 FROM saga.sagas"
-            " WHERE finished_at >= to_timestamp(%s) AND saga_id <> ALL (%s::bigint[])"
-            " ORDER BY finished_at, saga_id LIMIT %s",
-            (since - OVERLAP, list(sent), SAGAS))
-        return cursor.fetchall()
+        while True:
+            cursor.execute(
+                "SELECT saga_id, extract(epoch FROM finished_at)::float8 FROM saga.sagas"
+                " WHERE finished_at >= to_timestamp(%s) AND finished_at < to_timestamp(%s)"
+                " AND saga_id <> ALL (%s::bigint[])"
+                " ORDER BY finished_at, saga_id LIMIT %s",
+                (since - OVERLAP, since + span, list(sent), SAGAS))
+            ended = cursor.fetchall()
+            cursor.execute("SELECT extract(epoch FROM now())::float8 > %s", (since + span,))
+            more = len(ended) == SAGAS or cursor.fetchone()[0]
+            if ended or not more:
+                return ended, more
+            span *= 4
 
 
 def read_spans(db, sagas):
@@ -187,7 +200,7 @@ def export(db, version, database):
     if since is None:
         since = read_start(db)
         save_state(since, sent)
-    ended = read_ended(db, since, sent)
+    ended, more = read_ended(db, since, sent)
     if not ended:
         return False
     send(read_spans(db, [saga for saga, _ in ended]), version, database)
@@ -195,7 +208,7 @@ def export(db, version, database):
     sent.update(ended)
     save_state(since, {saga: at for saga, at in sent.items() if at >= since - OVERLAP})
     logging.info("sent %d sagas", len(ended))
-    return len(ended) == SAGAS
+    return more
 
 
 def main():
