@@ -156,16 +156,15 @@ SELECT saga.reset_statistics('operations_act');
 SET ROLE regress_saga_other;
 -- What a view computes of a row is computed for those only that it shows.
 CREATE FUNCTION operations_test.leak(t text) RETURNS boolean LANGUAGE plpgsql COST 0.0000001 AS $$ BEGIN RAISE NOTICE 'leaked %', t; RETURN true; END $$;
-SELECT count(*) FROM saga.sagas WHERE operations_test.leak(input::text) AND saga_id >= 46000000;
-SELECT count(*) FROM saga.alive WHERE operations_test.leak(key) AND saga_id >= 46000000;
-SELECT count(*) FROM saga.ended WHERE operations_test.leak(key) AND saga_id >= 46000000;
-SELECT count(*) FROM saga.sagas WHERE operations_test.leak(remote_parent_id::text) AND saga_id >= 46000000;
-SELECT count(*) FROM saga.requests WHERE operations_test.leak(reason) AND saga_id >= 46000000;
-SELECT count(*) FROM saga.requests WHERE operations_test.leak(reason);
-SELECT count(*) FROM saga.messages WHERE operations_test.leak(requested_by);
-SELECT count(*) FROM saga.stuck WHERE operations_test.leak(key);
-SELECT count(*) FROM saga.attempts WHERE operations_test.leak(message);
-SELECT count(*) FROM saga.steps WHERE operations_test.leak(result::text);
+SELECT count(*) FROM saga.sagas WHERE operations_test.leak(input::text) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.alive WHERE operations_test.leak(key) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.ended WHERE operations_test.leak(key) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.sagas WHERE operations_test.leak(remote_parent_id::text) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.requests WHERE operations_test.leak(reason) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.messages WHERE operations_test.leak(requested_by) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.stuck WHERE operations_test.leak(key) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.attempts WHERE operations_test.leak(message) AND saga_id >= 46000000 AND saga_id < 47000000;
+SELECT count(*) FROM saga.steps WHERE operations_test.leak(result::text) AND saga_id >= 46000000 AND saga_id < 47000000;
 SELECT count(*) FROM saga.alerts WHERE operations_test.leak(subject);
 -- The function behind the result asks itself whose saga it is.
 SELECT saga.result_raw(:act, slot::smallint) FROM generate_series(0, 7) slot;
