@@ -5,10 +5,11 @@
 watched=${BENCH_WATCHED:-100000}
 finished=${BENCH_FINISHED:-10000000}
 
-# What a monitor asks for every second, over one connection.
+# What a monitor asks for every second, over one connection, until that file is
+# there.
 watch_all()
 {
-	while :; do
+	while [ ! -e "$scratch/tmp/enough" ]; do
 		cat "$scratch/src/bench/scrape.sql"
 		sleep 1
 	done | psql -o /dev/null
@@ -41,11 +42,12 @@ measure_watched()
 	[ $((pair % 2)) -eq 1 ] || { first=watched; second=bare; }
 	for run in $first $second; do
 		if [ "$run" = watched ]; then
+			rm -f "$scratch/tmp/enough"
 			watch_all &
 			watcher=$!
 			drain_watched watched
-			kill "$watcher"
-			wait "$watcher" 2>/dev/null || true
+			as_user touch "$scratch/tmp/enough"
+			wait "$watcher"
 		else
 			drain_watched bare
 		fi
