@@ -166,13 +166,6 @@ static SagaStatement find_waiting = {
 	3, {OIDOID, TIMESTAMPTZOID, UUIDOID}, NULL
 };
 
-static Datum
-text_or_null(const char *text, char *null)
-{
-	*null = text == NULL ? 'n' : ' ';
-	return text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
-}
-
 bool
 saga_alert_on(const SagaCondition *condition)
 {
@@ -187,8 +180,8 @@ saga_alert_on(const SagaCondition *condition)
 	nulls[2] = condition->saga_id == 0 ? 'n' : ' ';
 	values[3] = ObjectIdGetDatum(condition->role);
 	values[4] = CStringGetTextDatum(condition->role_name);
-	values[5] = text_or_null(condition->definition, &nulls[5]);
-	values[6] = text_or_null(condition->message, &nulls[6]);
+	values[5] = saga_statement_text(condition->definition, &nulls[5]);
+	values[6] = saga_statement_text(condition->message, &nulls[6]);
 	values[7] = JsonbPGetDatum(condition->fields);
 	saga_owner_enter(&owner);
 	n = saga_statement_run(&note_on, values, nulls, false, 0);
@@ -208,7 +201,7 @@ saga_alert_off(const char *kind, const char *subject, const char *message)
 
 	values[0] = CStringGetTextDatum(kind);
 	values[1] = CStringGetTextDatum(subject);
-	values[2] = text_or_null(message, &nulls[2]);
+	values[2] = saga_statement_text(message, &nulls[2]);
 	saga_owner_enter(&owner);
 	n = saga_statement_run(&note_off, values, nulls, false, 0);
 	saga_owner_leave(&owner);

@@ -42,6 +42,7 @@
 #include "catalog.h"
 #include "owner.h"
 #include "role.h"
+#include "statement.h"
 
 /* A cached version; the definition comes first, and stands for all of it. */
 typedef struct CachedVersion
@@ -861,13 +862,6 @@ check_exclusive(const char *name, int32 id,
 }
 
 static Datum
-text_or_null(const char *text, char *null)
-{
-	*null = text == NULL ? 'n' : ' ';
-	return text == NULL ? (Datum) 0 : CStringGetTextDatum(text);
-}
-
-static Datum
 interval_or_null(const Interval *interval, char *null)
 {
 	*null = interval == NULL ? 'n' : ' ';
@@ -901,8 +895,8 @@ saga_catalog_configure(const char *name, const SagaCatalogSettings *settings)
 	values[3] = interval_or_null(settings->deadline, &nulls[3]);
 	values[4] = interval_or_null(settings->retention, &nulls[4]);
 	values[5] = IntervalPGetDatum(&zero);
-	values[6] = text_or_null(settings->exclusive, &nulls[6]);
-	values[7] = text_or_null(settings->exclusive_until, &nulls[7]);
+	values[6] = saga_statement_text(settings->exclusive, &nulls[6]);
+	values[7] = saga_statement_text(settings->exclusive_until, &nulls[7]);
 	values[8] = interval_or_null(settings->exclusive_timeout, &nulls[8]);
 	values[9] = IntervalPGetDatum(&hour);
 	write_rows("UPDATE saga.definition SET "

@@ -302,13 +302,6 @@ static SagaStatement adopt_statements[] = {
 
 /* ---- rows ----------------------------------------------------------------- */
 
-static Datum
-text_or_null(const char *string, char *null)
-{
-	*null = string == NULL ? 'n' : ' ';
-	return string == NULL ? (Datum) 0 : CStringGetTextDatum(string);
-}
-
 /* In the memory context "memory"; NULL if it is null. */
 static char *
 row_text(int column, MemoryContext memory)
@@ -743,7 +736,7 @@ saga_invariant_find_sagas(const SagaInvariant *inv)
 	SagaOwnerSwitch owner;
 
 	values[0] = Int32GetDatum(inv->id);
-	values[1] = text_or_null(inv->definition, &nulls[1]);
+	values[1] = saga_statement_text(inv->definition, &nulls[1]);
 	values[2] = ObjectIdGetDatum(GetUserId());
 	values[3] = BoolGetDatum(saga_owner_has_granted("monitor_privilege"));
 	values[4] = TimestampTzGetDatum(inv->checked_at);
@@ -961,7 +954,7 @@ saga_add_invariant(PG_FUNCTION_ARGS)
 	values[1] = CStringGetTextDatum(query);
 	values[2] = CStringGetTextDatum(present_search_path());
 	values[3] = CStringGetTextDatum(GetConfigOption("TimeZone", false, false));
-	values[4] = text_or_null(definition, &nulls[4]);
+	values[4] = saga_statement_text(definition, &nulls[4]);
 	values[5] = BoolGetDatum(pause);
 	values[6] = IntervalPGetDatum(interval_of(timeout));
 	values[7] = Int32GetDatum(max_rows);

@@ -37,4 +37,7 @@ extern uint64 saga_statement_read_latest(SagaStatement *statement,
 /* A column, from 1, of a row, from 0, of what the last one returned. */
 extern Datum saga_statement_datum(uint64 row, int column, bool *isnull);
 
+/* A text as an argument, which may be NULL; sets its place in "nulls". */
+extern Datum saga_statement_text(const char *text, char *null);
+
 #endif							/* SAGA_STATEMENT_H */
